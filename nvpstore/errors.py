@@ -1,0 +1,52 @@
+"""The error tree: every failure that a caller can act on is an `NvpError`.
+
+A message says what was asked, what was found and what is allowed, in one line.
+"""
+
+
+class NvpError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class UsageError(NvpError):
+    """A caller asked for something that does not exist or is not allowed (exit status 2)."""
+
+
+class SourceError(NvpError):
+    """A source file cannot be read as a video: missing, empty, truncated, no frames, not a video."""
+
+
+class StoreError(NvpError):
+    """The object store refused or failed."""
+
+
+class ObjectExists(StoreError):
+    """A put-if-absent found the key taken. Objects are never overwritten."""
+
+
+class ObjectMissing(StoreError):
+    """A key that should exist does not."""
+
+
+class IntegrityError(StoreError):
+    """Bytes differ from the digest under which they were committed."""
+
+
+class ArchiveError(NvpError):
+    """A root is not an archive, or holds a version this release cannot read."""
+
+
+class CodecError(NvpError):
+    """A segment could not be fitted, encoded or decoded."""
+
+
+class TaskError(NvpError):
+    """A task, its weights or its backbone cannot be used."""
+
+
+class RouteError(NvpError):
+    """No route of a segment answers the task as asked."""
+
+
+class QueryError(NvpError):
+    """A SQL text is wrong or asks for what is not offered."""
