@@ -1,0 +1,104 @@
+"""A fitted segment as stored values, and a decoder to any stage from stored values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nvpstore.codec.build import Architecture
+from nvpstore.codec.hnerv import Decoder
+from nvpstore.codec.quantize import decode_latents, decode_tensor, encode_latents, encode_tensor
+from nvpstore.errors import CodecError
+from nvpstore.types import StoredLatents, StoredStage, StoredTensor
+
+
+def store_weights(decoder: Decoder, *, segment: int) -> tuple[StoredStage, ...]:
+    """The decoder's stages in decode order, 8 bit."""
+    return tuple(
+        StoredStage(
+            segment=segment,
+            stage=name,
+            tensors=tuple(
+                encode_tensor(key, value.detach().float().cpu().contiguous().numpy())
+                for key, value in stage.state_dict().items()
+            ),
+        )
+        for name, stage in zip(decoder.names, decoder.stages, strict=True)
+    )
+
+
+def store_latents(
+    latents: Tensor, *, segment: int, start_frame: int, pts: NDArray[np.int64]
+) -> StoredLatents:
+    """Latents [t, …] of a segment's frames, 8 bit."""
+    values = latents.detach().float().cpu().contiguous().numpy()
+    encoding, scale, payload = encode_latents(values)
+    return StoredLatents(
+        segment=segment,
+        frames=np.arange(start_frame, start_frame + len(values), dtype=np.int64),
+        pts=pts,
+        shape=values.shape[1:],
+        encoding=encoding,
+        scale=scale,
+        payload=payload,
+    )
+
+
+def load_latents(stored: StoredLatents) -> Tensor:
+    """Latents float32 [t, …]."""
+    return torch.from_numpy(decode_latents(stored.encoding, stored.scale, stored.payload, stored.shape))
+
+
+def load_decoder(
+    arch: Architecture, stages: Sequence[Sequence[StoredTensor]], *, device: str = "cpu"
+) -> Decoder:
+    """A decoder of the first `len(stages)` stages, ready to run; CodecError where tensors do not fit."""
+    last = arch.stage_names[len(stages) - 1]
+    with torch.device("meta"):  # no memory and no initialisation for weights that are replaced at once
+        decoder = Decoder(arch, last=last)
+    for name, module, tensors in zip(decoder.names, decoder.stages, stages, strict=True):
+        state = {t.name: torch.from_numpy(decode_tensor(t)) for t in tensors}
+        try:
+            module.load_state_dict(state, assign=True)
+        except RuntimeError as cause:
+            raise CodecError(f"stage {name} does not fit its architecture: {cause}") from cause
+    return decoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def decode_taps(
+    decoder: Decoder, latents: Tensor, stages: Sequence[str], *, batch_frames: int = 16
+) -> Iterator[dict[str, Tensor]]:
+    """Outputs of `stages` for latents [t, …], `batch_frames` at a time, on the decoder's device."""
+    device = next(decoder.parameters()).device
+    for part in latents.split(batch_frames):
+        yield decoder.taps(part.to(device), stages)
+
+
+def shown_rgb(rgb: Tensor, arch: Architecture, height: int, width: int) -> Tensor:
+    """The `rgb` stage's output [t, 3, H, W] as exported: uint8 [t, 3, height, width] at source size.
+
+    Padding is cropped; where coded size and source size differ, bicubic resampling follows.
+    """
+    content = rgb[:, :, : arch.content_height, : arch.content_width]
+    if content.shape[2:] != (height, width):
+        content = F.interpolate(content, (height, width), mode="bicubic", align_corners=False)
+    return (content.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def coded_frames(rgb_tchw: Tensor, arch: Architecture) -> Tensor:
+    """Source frames uint8 [t, 3, h, w] → what is fitted: float32 [t, 3, H, W] in 0 … 1, edges repeated as padding."""
+    x = rgb_tchw.float() / 255
+    if x.shape[2:] != (arch.content_height, arch.content_width):
+        size = (arch.content_height, arch.content_width)
+        x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    bottom, right = arch.coded_height - x.shape[2], arch.coded_width - x.shape[3]
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return x
+
