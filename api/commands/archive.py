@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import nvpstore
 from nvpstore.api.commands.opening import Subparsers, archive_uri, open_archive
 from nvpstore.api.output import Output
 from nvpstore.api.progress import size
@@ -18,10 +19,8 @@ def add_init(commands: Subparsers, **options: Any) -> None:
 
 
 def init(args: argparse.Namespace, output: Output) -> None:
-    from nvpstore.archive import Archive
-
     uri = args.uri or archive_uri(args)
-    Archive.create(uri)
+    nvpstore.Archive.create(uri)
     output.done({"archive": uri}, text=f"made an archive at {uri}")
 
 

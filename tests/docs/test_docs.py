@@ -150,3 +150,10 @@ def test_readme_names_the_two_commands_that_the_makefile_has() -> None:
     targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
     assert {"help", "setup", "demo", "test", "check", "bench", "soak", "clean"} <= targets
     assert set(re.findall(r"^make (\w+)", page("README.md"), re.MULTILINE)) == {"demo", "test"}
+
+
+def test_every_part_of_the_gpu_run_is_explained() -> None:
+    declared = re.search(r"^PARTS=\((.*)\)$", page("benchmarks/gpu.sh"), re.MULTILINE)
+    assert declared
+    explained = re.findall(r"^\| `(\w+)` \|", page("benchmarks/GPU.md"), re.MULTILINE)
+    assert declared[1].split() == explained
