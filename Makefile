@@ -25,7 +25,7 @@ demo: $(STAMP)  ## ingest real footage, question it with SQL, write demo/report.
 test: $(STAMP)  ## run the test suite; a skipped test is a failure
 	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)"
 
-check: $(STAMP) format lint types layers docs test  ## format, lint, types, import layers, docs and tests
+check: $(STAMP) format lint types layers docs test  ## format, lint, types, import layers, docs and tests: what CI runs
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
