@@ -1,0 +1,164 @@
+"""The names of all objects of an archive: every key is built and parsed here, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from nvpstore.errors import UsageError
+
+KeyKind = Literal[
+    "log", "log_checkpoint", "manifest", "weights", "latents", "audio", "routes", "meta",
+    "decoder", "archive_adapters", "task", "result", "source",
+]  # fmt: skip
+
+LOG_PREFIX = "log/"
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+# What may stand in each field of a key, and how a person would say it.
+_FIELDS: dict[str, tuple[str, str]] = {
+    "number": (r"\d{20}", "20 digits"),
+    "video_id": (r"[0-9a-f]{32}", "32 lowercase hex digits"),
+    "attempt": (r"[0-7][0-9A-HJKMNP-TV-Z]{25}", "a ULID of 26 characters"),
+    "first_segment": (r"0|[1-9]\d*", "a number from 0"),
+    "version": (r"[0-9a-f]{64}", "64 lowercase hex digits"),
+    "sha256": (r"[0-9a-f]{64}", "64 lowercase hex digits"),
+    "name": (r"[a-z][a-z0-9_]{0,62}", "a lowercase letter, then up to 62 of a-z 0-9 _"),
+    "result": (r"[0-9a-f]{16,64}", "16 to 64 lowercase hex digits"),
+}
+
+_TEMPLATES: dict[KeyKind, str] = {
+    "log": "log/{number}.json",
+    "log_checkpoint": "log/checkpoint-{number}.parquet",
+    "manifest": "videos/{video_id}/{attempt}/manifest.parquet",
+    "weights": "videos/{video_id}/{attempt}/weights-{first_segment}.parquet",
+    "latents": "videos/{video_id}/{attempt}/latents-{first_segment}.parquet",
+    "audio": "videos/{video_id}/{attempt}/audio.mka",
+    "routes": "videos/{video_id}/routes/{version}/{attempt}.parquet",
+    "meta": "videos/{video_id}/meta/{attempt}.json",
+    "decoder": "decoders/{sha256}.parquet",
+    "archive_adapters": "adapters/{version}/{attempt}.parquet",
+    "task": "tasks/{name}/{version}.json",
+    "result": "results/{result}/{sha256}.parquet",
+    "source": "sources/{video_id}",
+}
+
+_PATTERNS: dict[KeyKind, re.Pattern[str]] = {
+    kind: re.compile(
+        re.sub(r"\\?\{(\w+)\\?\}", lambda m: f"(?P<{m[1]}>{_FIELDS[m[1]][0]})", re.escape(template))
+    )
+    for kind, template in _TEMPLATES.items()
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedKey:
+    """What a key says about its object. Fields that a kind does not have are empty, or -1 for numbers."""
+
+    kind: KeyKind
+    number: int = -1
+    video_id: str = ""
+    attempt: str = ""
+    first_segment: int = -1
+    version: str = ""
+    sha256: str = ""
+    name: str = ""
+    result: str = ""
+
+
+def new_attempt() -> str:
+    """A fresh ULID: 48 bits of milliseconds and 80 random bits, in 26 characters that sort by time."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def check_video_id(video_id: str) -> str:
+    """Return `video_id` unchanged. Raises UsageError if it is not 32 lowercase hex digits."""
+    return _checked("video_id", video_id)
+
+
+def check_name(name: str) -> str:
+    """Return a task's `name` unchanged. Raises UsageError if it could not be a table's name."""
+    return _checked("name", name)
+
+
+def log_key(number: int) -> str:
+    return _key("log", number=f"{number:020d}")
+
+
+def log_checkpoint_key(number: int) -> str:
+    return _key("log_checkpoint", number=f"{number:020d}")
+
+
+def video_prefix(video_id: str) -> str:
+    """The folder that holds all objects of a video, with its trailing slash."""
+    return f"videos/{check_video_id(video_id)}/"
+
+
+def manifest_key(video_id: str, attempt: str) -> str:
+    return _key("manifest", video_id=video_id, attempt=attempt)
+
+
+def weights_key(video_id: str, attempt: str, first_segment: int) -> str:
+    return _key("weights", video_id=video_id, attempt=attempt, first_segment=str(first_segment))
+
+
+def latents_key(video_id: str, attempt: str, first_segment: int) -> str:
+    return _key("latents", video_id=video_id, attempt=attempt, first_segment=str(first_segment))
+
+
+def audio_key(video_id: str, attempt: str) -> str:
+    return _key("audio", video_id=video_id, attempt=attempt)
+
+
+def routes_key(video_id: str, version: str, attempt: str) -> str:
+    return _key("routes", video_id=video_id, version=version, attempt=attempt)
+
+
+def meta_key(video_id: str, attempt: str) -> str:
+    return _key("meta", video_id=video_id, attempt=attempt)
+
+
+def decoder_key(sha256: str) -> str:
+    return _key("decoder", sha256=sha256)
+
+
+def archive_adapters_key(version: str, attempt: str) -> str:
+    return _key("archive_adapters", version=version, attempt=attempt)
+
+
+def task_key(name: str, version: str) -> str:
+    return _key("task", name=name, version=version)
+
+
+def result_key(result: str, sha256: str) -> str:
+    return _key("result", result=result, sha256=sha256)
+
+
+def source_key(video_id: str) -> str:
+    return _key("source", video_id=video_id)
+
+
+def parse_key(key: str) -> ParsedKey:
+    """The fields of any key. Raises UsageError if no object of an archive is named so."""
+    for kind, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(key)
+        if match:
+            numbers = {n: int(v) for n, v in match.groupdict().items() if n in ("number", "first_segment")}
+            return ParsedKey(kind=kind, **(match.groupdict() | numbers))  # type: ignore[arg-type]
+    raise UsageError(f"{key!r} is not the key of an archive's object")
+
+
+def _key(kind: KeyKind, **fields: str) -> str:
+    return _TEMPLATES[kind].format(**{name: _checked(name, value) for name, value in fields.items()})
+
+
+def _checked(field: str, value: str) -> str:
+    pattern, allowed = _FIELDS[field]
+    if not re.fullmatch(pattern, value):
+        raise UsageError(f"{field} {value!r}: must be {allowed}")
+    return value
