@@ -27,8 +27,9 @@ class Preset:
 
     `coded_pixels` bounds the size at which a segment is coded (None: source size). `width_profile`
     says where capacity sits: stage i has `width_profile[i]` × the solved base width, at least
-    `min_width`. `target_psnr` stops a fit early, measured at coded size. `task_from` and
-    `task_rest`: share of the epochs after which feature terms, then task terms, join.
+    `min_width`. `target_psnr` (dB) stops a fit early, measured at coded size. `feature_from`
+    and `task_from`: share of the epochs after which feature terms, then task terms, join.
+    `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Preset:
     joint_weights: tuple[float, float, float] = (1.0, 0.5, 0.2)
     feature_from: float = 0.1
     task_from: float = 0.3
+    adapter_routes: int = 3
+    adapter_epochs: int = 8
 
     def __post_init__(self) -> None:
         n = len(self.strides)

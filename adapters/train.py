@@ -1,0 +1,72 @@
+"""Training an adapter behind a frozen, stored decoder: features are constant, only the 1×1 learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from nvpstore.adapters.joint import OutputLoss
+from nvpstore.adapters.losses import composite_loss
+from nvpstore.adapters.micro import FeatureScale, MicroAdapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTraining:
+    """Settings. The task term carries weight 1 beside the composite feature loss, on normalised features."""
+
+    epochs: int = 8
+    batch_frames: int = 8
+    learning_rate: float = 2e-3
+
+
+def train_adapter(
+    adapter: MicroAdapter,
+    resized: Sequence[Tensor],
+    *,
+    targets: Sequence[Tensor],
+    reference: Tensor,
+    tail: fx.GraphModule,
+    output_loss: OutputLoss,
+    settings: AdapterTraining,
+    seed: int,
+) -> MicroAdapter:
+    """Train an adapter of raw features in place of its start, and return one for raw features.
+
+    `resized` are its inputs [n, Σc, h, w], one for each tensor of the cut; `targets` [n, c, h, w];
+    `reference` [n, …] the backbone's outputs. All on one device, frames that task terms may see.
+    """
+    scales = [FeatureScale(t) for t in targets]
+    normalised = [s.normalise(t) for s, t in zip(scales, targets, strict=True)]
+    student = _normalised(adapter, scales)
+    optimiser = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
+    frames = len(reference)
+    steps = settings.epochs * math.ceil(frames / settings.batch_frames)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(settings.epochs):
+        for rows in torch.randperm(frames, generator=generator).split(settings.batch_frames):
+            adapted = [conv(x[rows]) for conv, x in zip(student.convs, resized, strict=True)]
+            feature = torch.stack(
+                [composite_loss(a, t[rows]) for a, t in zip(adapted, normalised, strict=True)]
+            ).mean()
+            output = tail(*(s.restore(a) for s, a in zip(scales, adapted, strict=True)))
+            loss = feature + output_loss(output, reference[rows])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return student.denormalised(scales)
+
+
+@torch.no_grad()
+def _normalised(raw: MicroAdapter, scales: Sequence[FeatureScale]) -> MicroAdapter:
+    """The inverse of `MicroAdapter.denormalised`."""
+    student = MicroAdapter(raw.stages, (raw.convs[0].in_channels,), raw.shapes)
+    for conv, out, scale in zip(raw.convs, student.convs, scales, strict=True):
+        out.weight.copy_(conv.weight / scale.std[:, None, None, None])
+        out.bias.copy_((conv.bias - scale.mean) / scale.std)
+    return student.to(raw.convs[0].weight.device)

@@ -1,0 +1,281 @@
+"""From a stored segment and references to measured routes, and to the term of a joint fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvpstore.adapters.joint import AdapterTerm
+from nvpstore.adapters.micro import FeatureScale, MicroAdapter, resize_taps
+from nvpstore.adapters.train import AdapterTraining, train_adapter
+from nvpstore.codec.artifact import decode_taps
+from nvpstore.codec.build import Architecture, Preset, stage_gflops
+from nvpstore.codec.fit import JointTerm
+from nvpstore.codec.hnerv import Decoder
+from nvpstore.codec.quantize import decode_tensor, encode_tensor
+from nvpstore.ingest.references import References
+from nvpstore.routing.cka import RidgeFit
+from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
+from nvpstore.tasks.heads import CONFIDENT
+from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord, StoredTensor
+
+RANK_FRAMES = 64  # frames that CKA and ridge are computed on, spread over those that tasks may see
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Share of unseen frames answered as the reference does; over all, and over confident ones."""
+
+    over_all: float | None
+    over_confident: float | None
+    confident_frames: int
+
+
+class TaskTerms:
+    """Makes one joint term a task: the pair that ranks best on the half-fitted decoder (a codec TermsFactory)."""
+
+    def __init__(self, references: Sequence[References], arch: Architecture, *, device: str, seed: int) -> None:
+        self.references, self.arch, self.device, self.seed = references, arch, device, seed
+
+    def __call__(
+        self, decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None
+    ) -> Sequence[JointTerm]:
+        saved = choices or [None] * len(self.references)
+        return [
+            self._term(decoder, latents, refs, choice)
+            for refs, choice in zip(self.references, saved, strict=True)
+        ]
+
+    def _term(self, decoder: Decoder, latents: Tensor, refs: References, choice: str | None) -> AdapterTerm:
+        taps, samples, _ = ranking_inputs(decoder, latents, refs)
+        if choice is None:
+            candidate = self._rank(taps, samples, refs)[0]
+        else:
+            candidate = Candidate(**{k: tuple(v) if k == "stages" else v for k, v in json.loads(choice).items()})
+        cut = refs.task.backbone.cut(candidate.cut)
+        fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
+        targets = refs.targets(candidate.cut)
+        adapter = normalised_start(build_adapter(candidate, self.arch, refs), fit, targets)
+        return AdapterTerm(
+            choice=json.dumps({k: getattr(candidate, k) for k in ("stages", "cut", "cka", "gflops", "score")}),
+            adapter=adapter,
+            tail=refs.task.backbone.tail(candidate.cut),
+            targets=targets,
+            reference=refs.output[refs.seen],
+            positions=refs.positions,
+            frames=len(refs.seen),
+            output_loss=refs.task.head.loss,
+            device=self.device,
+        )
+
+    def _rank(
+        self, taps: Mapping[str, Tensor], samples: Mapping[str, Tensor], refs: References
+    ) -> tuple[Candidate, ...]:
+        return rank_pairs(taps, samples, arch=self.arch, backbone=refs.task.backbone, seed=self.seed)
+
+
+@torch.inference_mode()
+def ranking_inputs(
+    decoder: Decoder, latents: Tensor, refs: References
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """(taps {stage: [m, c, h, w]}, samples {cut: [m·k, c]}, rows [m]) on at most RANK_FRAMES seen frames."""
+    count = len(refs.positions)
+    rows = torch.linspace(0, count - 1, min(RANK_FRAMES, count)).round().long()
+    wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
+    taps = collect_taps(decoder, latents[refs.positions[rows].to(latents.device)], wanted)
+    samples = {cut: s.unflatten(0, (count, -1))[rows].flatten(0, 1) for cut, s in refs.samples.items()}
+    return taps, samples, rows
+
+
+def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs of `stages` for all of `latents`, on the CPU."""
+    parts = list(decode_taps(decoder, latents, stages))
+    return {s: torch.cat([p[s].float().cpu() for p in parts]).clone() for s in stages}
+
+
+def build_adapter(candidate: Candidate, arch: Architecture, refs: References) -> MicroAdapter:
+    channels = [arch.stage_shape(stage)[0] for stage in candidate.stages]
+    return MicroAdapter(candidate.stages, channels, refs.task.backbone.cut(candidate.cut).shapes)
+
+
+@torch.no_grad()
+def from_ridge(adapter: MicroAdapter, fit: RidgeFit) -> MicroAdapter:
+    """The adapter with the ridge optimum as its weights (cuts of one tensor)."""
+    (conv,) = adapter.convs
+    conv.weight.copy_(fit.weight.T[:, :, None, None])
+    conv.bias.copy_(fit.bias)
+    return adapter
+
+
+@torch.no_grad()
+def normalised_start(adapter: MicroAdapter, fit: RidgeFit, targets: Sequence[Tensor]) -> MicroAdapter:
+    """As `from_ridge`, for normalised targets."""
+    (scale,) = (FeatureScale(t) for t in targets)
+    return from_ridge(
+        adapter,
+        RidgeFit(weight=fit.weight / scale.std, bias=(fit.bias - scale.mean) / scale.std, r2=fit.r2),
+    )
+
+
+def store_adapter(adapter: MicroAdapter) -> tuple[StoredTensor, ...]:
+    """The adapter's tensors, 8 bit."""
+    return tuple(encode_tensor(k, v.detach().float().numpy()) for k, v in adapter.state_dict().items())
+
+
+def load_adapter(
+    tensors: Sequence[StoredTensor], stages: tuple[str, ...], shapes: Sequence[tuple[int, ...]]
+) -> MicroAdapter:
+    """The adapter that `store_adapter` stored."""
+    state = {t.name: torch.from_numpy(decode_tensor(t)) for t in tensors}
+    adapter = MicroAdapter(stages, (state["convs.0.weight"].shape[1],), shapes)
+    adapter.load_state_dict(state)
+    return adapter.requires_grad_(False).eval()
+
+
+class SegmentRoutes:
+    """All routes of one task on one stored segment. `decoder` and `latents` are what is stored, dequantised."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        latents: Tensor,
+        refs: References,
+        *,
+        record: SegmentRecord,
+        arch: Architecture,
+        preset: Preset,
+        source_bytes: int,
+        seed: int,
+    ) -> None:
+        self.decoder, self.latents, self.refs = decoder, latents, refs
+        self.record, self.arch, self.preset = record, arch, preset
+        self.source_bytes, self.seed = source_bytes, seed
+        self.decode_gflops = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
+
+    def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
+        """Adapter routes of the best pairs (the jointly fitted one first), the pixel and the source route."""
+        taps, samples, rows = ranking_inputs(self.decoder, self.latents, self.refs)
+        ranked = rank_pairs(taps, samples, arch=self.arch, backbone=self.refs.task.backbone, seed=self.seed)
+        chosen = list(spread_top(ranked, self.preset.adapter_routes))
+        records = []
+        if joint is not None:
+            wanted = json.loads(joint.choice)
+            pair = next(c for c in ranked if c.cut == wanted["cut"] and list(c.stages) == wanted["stages"])
+            chosen = [pair, *(c for c in chosen if c != pair)][: self.preset.adapter_routes]
+        for candidate in chosen:
+            cut = self.refs.task.backbone.cut(candidate.cut)
+            fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
+            if joint is not None and candidate is chosen[0]:
+                start = joint.adapter.cpu().denormalised([s.cpu() for s in joint.scales])
+            else:
+                start = from_ridge(build_adapter(candidate, self.arch, self.refs), fit)
+            records.append(self._adapter_route(candidate, fit, start))
+        return (*records, self._pixel_route(), self._source_route())
+
+    def _adapter_route(self, candidate: Candidate, fit: RidgeFit, start: MicroAdapter) -> RouteRecord:
+        refs, cut = self.refs, self.refs.task.backbone.cut(candidate.cut)
+        taps = collect_taps(self.decoder, self.latents[refs.positions], candidate.stages)
+        resized = [resize_taps([taps[s] for s in candidate.stages], *shape[1:]) for shape in cut.shapes]
+        trained = train_adapter(
+            start,
+            resized,
+            targets=refs.targets(candidate.cut),
+            reference=refs.output[refs.seen],
+            tail=refs.task.backbone.tail(candidate.cut),
+            output_loss=refs.task.head.loss,
+            settings=AdapterTraining(epochs=self.preset.adapter_epochs),
+            seed=self.seed,
+        )
+        tensors = store_adapter(trained)
+        agreement = self._adapter_agreement(load_adapter(tensors, candidate.stages, cut.shapes), candidate)
+        return RouteRecord(
+            segment=self.record.segment,
+            route="adapter",
+            stages=candidate.stages,
+            cut=candidate.cut,
+            scope="segment",
+            cka=candidate.cka,
+            ridge_r2=fit.r2,
+            fidelity=agreement.over_all,
+            fidelity_confident=agreement.over_confident,
+            confident_frames=agreement.confident_frames,
+            gflops=candidate.gflops,
+            bytes=self.record.prefix(candidate.stage).size_bytes + self.record.latents.size_bytes,
+            adapter=tensors,
+        )
+
+    @torch.inference_mode()
+    def _adapter_agreement(self, adapter: MicroAdapter, candidate: Candidate) -> Agreement:
+        tail = self.refs.task.backbone.tail(candidate.cut)
+        outputs = [
+            tail(*adapter({s: x.float().cpu() for s, x in taps.items()}))
+            for taps in decode_taps(self.decoder, self.latents[self.refs.unseen], candidate.stages)
+        ]
+        return agreement_on(self.refs, outputs)
+
+    @torch.inference_mode()
+    def _pixel_route(self) -> RouteRecord:
+        task = self.refs.task
+        outputs = [
+            task.backbone.whole(task.spec.preprocessing.apply(content_rgb(taps[RGB_STAGE], self.arch)))
+            for taps in decode_taps(self.decoder, self.latents[self.refs.unseen], (RGB_STAGE,))
+        ]
+        agreement = agreement_on(self.refs, outputs)
+        return RouteRecord(
+            segment=self.record.segment,
+            route="pixel",
+            stages=(RGB_STAGE,),
+            cut="",
+            scope="segment",
+            cka=None,
+            ridge_r2=None,
+            fidelity=agreement.over_all,
+            fidelity_confident=agreement.over_confident,
+            confident_frames=agreement.confident_frames,
+            gflops=self.decode_gflops[RGB_STAGE] + task.backbone.whole_gflops(),
+            bytes=self.record.stored_bytes,
+        )
+
+    def _source_route(self) -> RouteRecord:
+        confident = self.refs.task.head.confidence(self.refs.output[self.refs.unseen]) >= CONFIDENT
+        return RouteRecord(
+            segment=self.record.segment,
+            route="source",
+            stages=(),
+            cut="",
+            scope="archive",
+            cka=None,
+            ridge_r2=None,
+            fidelity=1.0,
+            fidelity_confident=1.0,
+            confident_frames=int(confident.sum()),
+            gflops=self.refs.task.backbone.whole_gflops(),
+            bytes=self.source_bytes,
+        )
+
+
+def content_rgb(rgb: Tensor, arch: Architecture) -> Tensor:
+    """The `rgb` stage's output [t, 3, H, W] without padding, as 8-bit RGB values 0 … 255 (float)."""
+    content = rgb[:, :, : arch.content_height, : arch.content_width]
+    return (content.float().cpu().clamp(0, 1) * 255).round()
+
+
+def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:
+    """Agreement of a route's outputs on the unseen frames with the reference's."""
+    if not outputs or not len(refs.unseen):
+        return Agreement(over_all=None, over_confident=None, confident_frames=0)
+    reference = refs.output[refs.unseen]
+    same = refs.task.head.agreement(torch.cat(list(outputs)), reference)
+    sure = refs.task.head.confidence(reference) >= CONFIDENT
+    confident = int(sure.sum())
+    return Agreement(
+        over_all=float(same.mean()),
+        over_confident=float(same[sure].mean()) if confident else None,
+        confident_frames=confident,
+    )
+
+
