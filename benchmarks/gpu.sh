@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # benchmarks/gpu.sh [PART...]: run the CUDA benchmarks, or only the named parts. See benchmarks/GPU.md.
+# CLIP=FILE measures on that clip instead of synthetic frames.
 # A part whose JSON is there is not run again: delete it to measure anew. Each stops after 10 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +20,8 @@ run_part() {
     return 0
   fi
   echo "$part: running"
-  timeout "$PART_SECONDS" "$PYTHON" "benchmarks/$part.py" --device cuda --out "$result"
+  timeout "$PART_SECONDS" "$PYTHON" "benchmarks/$part.py" --device cuda --out "$result" \
+    ${CLIP:+--clip "$CLIP"}
 }
 
 [[ $# -gt 0 ]] || set -- "${PARTS[@]}"
