@@ -32,6 +32,10 @@ class IntegrityError(StoreError):
     """Bytes differ from the digest under which they were committed."""
 
 
+class CommitDropped(StoreError):
+    """Newer log entries made a prepared commit pointless; its objects are orphans now."""
+
+
 class ArchiveError(NvpError):
     """A root is not an archive, or holds a version this release cannot read."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from nvpstore.errors import ObjectExists, ObjectMissing, StoreError
 from nvpstore.storage.contract import TEMPORARY_PREFIX, ObjectStore, check_length, describe
 from nvpstore.types import StoredObject
 
+# In memory, fsspec looks and then writes, which two threads of this process may do at once.
+_memory_puts = threading.Lock()
+
 _LONGEST_REASON = 300
 _SHORTEST_SECRET = 4
 
@@ -21,7 +25,8 @@ _SHORTEST_SECRET = 4
 class RemoteStore(ObjectStore):
     """A prefix of an fsspec file system.
 
-    Puts rely on the file system's `mode="create"`, which is atomic on S3 (If-None-Match) and in memory.
+    Puts rely on the file system's `mode="create"`, which is atomic on S3 (If-None-Match) and, under a
+    lock of ours, in memory. Where fsspec only looks before it writes, two writers can race.
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -42,7 +47,8 @@ class RemoteStore(ObjectStore):
     def put(self, key: str, data: bytes) -> StoredObject:
         try:
             self._make_folder(key)
-            self._fs.pipe_file(self._path(key), data, mode="create")
+            with _memory_puts if "memory" in _protocols(self._fs) else contextlib.nullcontext():
+                self._fs.pipe_file(self._path(key), data, mode="create")
         except FileExistsError:
             raise self._exists(key) from None
         except Exception as error:
