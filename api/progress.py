@@ -47,6 +47,12 @@ class ProgressLine:
         self._phase, self._shown_at = progress.phase, now
         self._show(describe(progress))
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.close()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
     def _show(self, line: str) -> None:
         if self._terminal:
             self._stream.write("\r" + line.ljust(self._width))
@@ -60,6 +66,20 @@ class ProgressLine:
             self._stream.write("\r" + " " * self._width + "\r")
             self._stream.flush()
             self._width = 0
+
+
+class AfterEstimate:
+    """Shows an estimate once, when the first progress says that there is work to do, then the progress."""
+
+    def __init__(self, line: ProgressLine, estimate: Callable[[], str]) -> None:
+        self._line, self._estimate = line, estimate
+        self._shown = False
+
+    def __call__(self, progress: ProgressLike) -> None:
+        if not self._shown:
+            self._shown = True
+            self._line.say(self._estimate())
+        self._line(progress)
 
 
 def describe(progress: ProgressLike) -> str:

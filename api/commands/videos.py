@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from nvpstore.api.commands.opening import Subparsers, open_archive, seconds, tag
 from nvpstore.api.output import Output
-from nvpstore.api.progress import ProgressLine, duration, size
+from nvpstore.api.progress import AfterEstimate, ProgressLine, duration, size
 from nvpstore.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive, VideoSummary
+
+# Those of Archive.ingest; spelled out, since help must not load the archive.
+DEFAULT_PRESET = "demo"
+DEFAULT_TASKS = ("labels",)
 
 LS_COLUMNS = (
     "video_id",
@@ -32,7 +36,9 @@ LS_COLUMNS = (
 def add_ingest(commands: Subparsers, **options: Any) -> None:
     parser = commands.add_parser("ingest", help="fit and store videos; a rerun continues", **options)
     parser.add_argument("files", nargs="+", metavar="FILE", help="video file")
-    parser.add_argument("--preset", default="default", metavar="NAME", help="how to fit (default: default)")
+    parser.add_argument(
+        "--preset", default=DEFAULT_PRESET, metavar="NAME", help="how to fit (default: %(default)s)"
+    )
     parser.add_argument(
         "--task",
         action="append",
@@ -73,13 +79,16 @@ def ingest(args: argparse.Namespace, output: Output) -> None:
 
 
 def _ingest_one(archive: Archive, file: str, args: argparse.Namespace) -> VideoSummary:
-    tasks = tuple(args.tasks or ("labels",))
-    estimate = archive.estimate(file, preset=args.preset, tasks=tasks, device=args.device)
-    sys.stderr.write(
-        f"{file}: {estimate.frames} frames in {estimate.segments} segments, "
-        f"about {duration(estimate.seconds)} and {size(estimate.stored_bytes)}\n"
-    )
+    tasks = tuple(args.tasks or DEFAULT_TASKS)
     line = ProgressLine(sys.stderr)
+
+    def estimate() -> str:
+        found = archive.estimate(file, preset=args.preset, tasks=tasks, device=args.device)
+        return (
+            f"{file}: {found.frames} frames in {found.segments} segments or more, "
+            f"at most {duration(found.seconds)}, about {size(found.stored_bytes)}"
+        )
+
     try:
         return archive.ingest(
             file,
@@ -90,7 +99,7 @@ def _ingest_one(archive: Archive, file: str, args: argparse.Namespace) -> VideoS
             device=args.device,
             keep_source=args.keep_source,
             refit=args.refit,
-            progress=line,
+            progress=AfterEstimate(line, estimate),
         )
     finally:
         line.close()

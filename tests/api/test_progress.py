@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from nvpstore.api.progress import ProgressLine, describe, duration, size
+from nvpstore.api.progress import AfterEstimate, ProgressLine, describe, duration, size
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ def test_a_terminal_gets_one_line_that_is_wiped_at_the_end() -> None:
     line(Step(phase="short"))
     line.close()
     assert stream.getvalue() == "\ra long phase" + "\rshort       " + "\r     \r"
+
+
+def test_an_estimate_comes_once_and_first() -> None:
+    stream = io.StringIO()
+    shown = AfterEstimate(ProgressLine(stream, clock=Clock()), lambda: "about 3 min")
+    shown(Step(phase="scan"))
+    shown(Step(phase="fit"))
+    assert stream.getvalue().splitlines() == ["about 3 min", "scan", "fit"]
 
 
 @pytest.mark.parametrize(
