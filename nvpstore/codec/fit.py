@@ -124,7 +124,7 @@ class SegmentFit:
         while self.epoch < self.preset.epochs and not self._reached():
             began = time.monotonic()
             self._join_terms()
-            self._run_epoch()
+            self.run_epoch()
             self.epoch += 1
             self.seconds += time.monotonic() - began
             if progress is not None:
@@ -176,7 +176,8 @@ class SegmentFit:
     def _feature_epoch(self) -> int:
         return math.ceil(self.preset.feature_from * self.preset.epochs)
 
-    def _run_epoch(self) -> None:
+    def run_epoch(self) -> None:
+        """One pass over all frames."""
         # The order depends on seed and epoch alone, so that a resumed fit repeats an undisturbed one.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.frames), generator=generator).to(self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -137,7 +137,10 @@ def load_adapter(
 
 
 class SegmentRoutes:
-    """All routes of one task on one stored segment. `decoder` and `latents` are what is stored, dequantised."""
+    """All routes of one task on one stored segment. `decoder` and `latents` are what is stored, dequantised.
+
+    `bytes` of the routes stay 0 until the segment's row groups are laid out (`with_bytes`).
+    """
 
     def __init__(
         self,
@@ -145,15 +148,13 @@ class SegmentRoutes:
         latents: Tensor,
         refs: References,
         *,
-        record: SegmentRecord,
+        segment: int,
         arch: Architecture,
         preset: Preset,
-        source_bytes: int,
         seed: int,
     ) -> None:
         self.decoder, self.latents, self.refs = decoder, latents, refs
-        self.record, self.arch, self.preset = record, arch, preset
-        self.source_bytes, self.seed = source_bytes, seed
+        self.segment, self.arch, self.preset, self.seed = segment, arch, preset, seed
         self.decode_gflops = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
 
     def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
@@ -193,7 +194,7 @@ class SegmentRoutes:
         tensors = store_adapter(trained)
         agreement = self._adapter_agreement(load_adapter(tensors, candidate.stages, cut.shapes), candidate)
         return RouteRecord(
-            segment=self.record.segment,
+            segment=self.segment,
             route="adapter",
             stages=candidate.stages,
             cut=candidate.cut,
@@ -204,7 +205,7 @@ class SegmentRoutes:
             fidelity_confident=agreement.over_confident,
             confident_frames=agreement.confident_frames,
             gflops=candidate.gflops,
-            bytes=self.record.prefix(candidate.stage).size_bytes + self.record.latents.size_bytes,
+            bytes=0,
             adapter=tensors,
         )
 
@@ -226,7 +227,7 @@ class SegmentRoutes:
         ]
         agreement = agreement_on(self.refs, outputs)
         return RouteRecord(
-            segment=self.record.segment,
+            segment=self.segment,
             route="pixel",
             stages=(RGB_STAGE,),
             cut="",
@@ -237,13 +238,13 @@ class SegmentRoutes:
             fidelity_confident=agreement.over_confident,
             confident_frames=agreement.confident_frames,
             gflops=self.decode_gflops[RGB_STAGE] + task.backbone.whole_gflops(),
-            bytes=self.record.stored_bytes,
+            bytes=0,
         )
 
     def _source_route(self) -> RouteRecord:
         confident = self.refs.task.head.confidence(self.refs.output[self.refs.unseen]) >= CONFIDENT
         return RouteRecord(
-            segment=self.record.segment,
+            segment=self.segment,
             route="source",
             stages=(),
             cut="",
@@ -254,8 +255,16 @@ class SegmentRoutes:
             fidelity_confident=1.0,
             confident_frames=int(confident.sum()),
             gflops=self.refs.task.backbone.whole_gflops(),
-            bytes=self.source_bytes,
+            bytes=0,
         )
+
+
+def with_bytes(route: RouteRecord, record: SegmentRecord, *, source_bytes: int) -> RouteRecord:
+    """The route with what a cold read of the segment fetches for it, its own row group apart."""
+    if route.route == "source":
+        return replace(route, bytes=source_bytes)
+    size = record.prefix(route.stages[-1]).size_bytes + record.latents.size_bytes
+    return replace(route, bytes=size)
 
 
 def content_rgb(rgb: Tensor, arch: Architecture) -> Tensor:

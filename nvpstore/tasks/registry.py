@@ -17,7 +17,7 @@ from nvpstore.tasks.backbones import efficientnet_lite
 from nvpstore.tasks.cuts import CutBackbone
 from nvpstore.tasks.heads import Head, build_head
 from nvpstore.tasks.spec import Preprocessing, TaskSpec
-from nvpstore.types import TaskRecord
+from nvpstore.types import TaskKind, TaskRecord
 
 
 class Provider(Protocol):
@@ -68,6 +68,7 @@ def _labels() -> TaskSpec:
 
 
 _BUILT_IN = {"labels": _labels}
+KINDS: Mapping[str, TaskKind] = {"labels": "classification"}  # known also where weights are absent
 _PROVIDERS: Mapping[str, Provider] = {"efficientnet_lite": cast(Provider, efficientnet_lite)}
 
 
@@ -82,6 +83,19 @@ def builtin_spec(name: str) -> TaskSpec:
     if name not in _BUILT_IN:
         raise TaskError(f"task {name!r}: there are {', '.join(available())}")
     return _BUILT_IN[name]()
+
+
+def describe_available() -> list[dict[str, object]]:
+    """`name, version, kind, cuts` of every built-in task; version and cuts None where weights are absent."""
+    return [_describe(name) for name in available()]
+
+
+def _describe(name: str) -> dict[str, object]:
+    try:
+        record = load(builtin_spec(name)).record()
+    except TaskError:
+        return {"name": name, "version": None, "kind": KINDS[name], "cuts": None}
+    return {"name": name, "version": record.version, "kind": record.kind, "cuts": record.cuts}
 
 
 @cache

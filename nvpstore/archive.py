@@ -1,0 +1,406 @@
+"""The archive: one object behind the command line, the service and Python programs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+from nvpstore.catalog import Catalog, Snapshot
+from nvpstore.config import Settings, load_settings
+from nvpstore.errors import ObjectExists, SourceError, StoreError, UsageError
+from nvpstore.query.result import Result
+from nvpstore.query.run import execute
+from nvpstore.storage import keys
+from nvpstore.storage.contract import describe
+from nvpstore.storage.documents import encode_task
+from nvpstore.storage.log import Log, LogDraft, create_archive, open_log
+from nvpstore.storage.objects import ObjectStore, open_store
+from nvpstore.types import FrameBatch, TaskRecord, VideoRecord, VideoState
+from nvpstore.video.export import write_pngs, write_video
+from nvpstore.video.source import digest_file, probe
+
+if TYPE_CHECKING:
+    from nvpstore.ingest.estimate import Estimate
+    from nvpstore.ingest.pipeline import IngestProgress, KeepSource
+    from nvpstore.query.operators import TorchOperators
+    from nvpstore.tasks.registry import LoadedTask
+
+DEFAULT_TASKS = ("labels",)
+DEFAULT_PRESET = "demo"
+GENERATOR = "nvpstore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSummary:
+    """One stored video, as `ingest` reports it. `psnr` (dB) as in the `videos` view."""
+
+    video_id: str
+    name: str
+    state: VideoState
+    frames: int
+    psnr: float
+    bpp: float
+    stored_bytes: int
+    source_bytes: int
+    fit_seconds: float
+    already_stored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSummary:
+    """What `export` wrote."""
+
+    path: str
+    frames: int
+    reconstructed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """`damages` has a line for each object that is missing or differs from its digest."""
+
+    objects: int
+    bytes: int
+    damages: tuple[str, ...]
+
+
+def open(uri: str | Path, *, create: bool = False, settings: Settings | None = None) -> Archive:
+    """Open the archive at `uri` (a path, `file://`, `s3://bucket/prefix`, …).
+
+    With `create`, an empty one is made where there is none. Raises ArchiveError otherwise.
+    """
+    store = open_store(str(uri))
+    if create and not store.exists(keys.log_key(0)):
+        return Archive.create(uri, settings=settings)
+    return Archive(store, settings or load_settings())
+
+
+class Archive:
+    """Videos stored as neural networks, and the questions that can be asked of them."""
+
+    def __init__(self, store: ObjectStore, settings: Settings) -> None:
+        self.store, self.settings = store, settings
+        self.log: Log = open_log(store)
+        self.catalog = Catalog(store, settings.cache_dir)
+        self._operators: TorchOperators | None = None
+
+    @classmethod
+    def create(cls, uri: str | Path, *, settings: Settings | None = None) -> Archive:
+        """Make an empty archive. Raises ArchiveError where there is one already."""
+        store = open_store(str(uri))
+        create_archive(store)
+        return cls(store, settings or load_settings())
+
+    def __repr__(self) -> str:
+        return f"Archive({self.store.root!r})"
+
+    # ------------------------------------------------------------ writing
+
+    def ingest(
+        self,
+        path: str | Path,
+        *,
+        tasks: Sequence[str] = DEFAULT_TASKS,
+        preset: str = DEFAULT_PRESET,
+        tags: Mapping[str, str] | None = None,
+        name: str | None = None,
+        device: str = "auto",
+        keep_source: KeepSource = "reference",
+        refit: bool = False,
+        progress: Callable[[IngestProgress], None] | None = None,
+    ) -> VideoSummary:
+        """Fit a video file and store it, with routes for `tasks`.
+
+        The same bytes again do no work (changed tags or a new name are recorded); `refit` fits anew.
+        Raises SourceError for a file that is no whole video, UsageError for unknown tasks or presets.
+        """
+        from nvpstore.codec.build import find_preset
+        from nvpstore.ingest.pipeline import Ingest, IngestRequest
+
+        find_preset(preset)
+        file = Path(path)
+        probe(str(file))
+        video_id = digest_file(str(file))[0][:32]
+        loaded = [self._load_task(task) for task in dict.fromkeys(tasks)]
+        work_dir = self.settings.cache_dir / self.catalog.archive_id / "fits"
+        with _one_at_a_time(work_dir / f"{video_id}.lock"):
+            snapshot = self.catalog.snapshot()
+            if not refit and snapshot.has_video(video_id):
+                self._check_routes(snapshot, video_id, tasks)
+                self._update_meta(snapshot, video_id, name=name, tags=tags)
+                return self._summary(video_id, already_stored=True)
+            request = IngestRequest(
+                path=file,
+                name=name or file.name,
+                preset=preset,
+                tags=tags or {},
+                device=_device(device),
+                keep_source=keep_source,
+            )
+            Ingest(
+                request,
+                loaded,
+                store=self.store,
+                log=self.log,
+                work_dir=work_dir,
+                on_progress=progress or (lambda _: None),
+            ).run()
+        return self._summary(video_id, already_stored=False)
+
+    def estimate(
+        self,
+        path: str | Path,
+        *,
+        preset: str = DEFAULT_PRESET,
+        tasks: Sequence[str] = DEFAULT_TASKS,
+        device: str = "auto",
+    ) -> Estimate:
+        """What `ingest` of this file would take on this machine, from a short trial."""
+        from nvpstore.codec.build import find_preset
+        from nvpstore.ingest.estimate import estimate_fit
+
+        found = find_preset(preset)
+        return estimate_fit(probe(str(path)), found, tasks=len(tasks), device=_device(device))
+
+    def rebuild_catalog(self) -> None:
+        """Drop this machine's index and build it again from the store alone."""
+        self.catalog.rebuild()
+
+    def verify(self, *, deep: bool = False) -> VerifyReport:
+        """Check every object that the log names: there and of its size; with `deep`, its digest too."""
+        objects = [obj for entry in self.log.entries() for obj in entry.objects]
+        damages = []
+        for obj in objects:
+            try:
+                if deep:
+                    self.store.get_verified(obj)
+                elif (found := self.store.size(obj.key)) != obj.size_bytes:
+                    raise StoreError(f"{obj.key} has {found} bytes; {obj.size_bytes} were committed")
+            except StoreError as damage:
+                damages.append(str(damage))
+        return VerifyReport(
+            objects=len(objects), bytes=sum(o.size_bytes for o in objects), damages=tuple(damages)
+        )
+
+    # ------------------------------------------------------------ reading
+
+    def sql(self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None) -> Result:
+        """Run one SELECT, or EXPLAIN [ANALYZE] one. Raises QueryError naming line and column."""
+        return execute(
+            query,
+            snapshot=self.catalog.snapshot(),
+            operators_factory=self._torch_operators,
+            settings=self.settings,
+            params=params,
+        )
+
+    def videos(self) -> list[dict[str, Any]]:
+        """The rows of the `videos` view, newest last."""
+        return self._rows("SELECT * FROM videos ORDER BY name, video_id")
+
+    def show(self, ref: str) -> dict[str, Any]:
+        """One video with its segments and routes. `ref`: id, its beginning, or a unique name."""
+        video_id = self.catalog.snapshot().find_video(ref)
+        where = f"WHERE video_id = '{video_id}'"
+        (video,) = self._rows(f"SELECT * FROM videos {where}")
+        segments = self._rows(f"SELECT * EXCLUDE (video_id) FROM segments {where} ORDER BY segment")
+        routes = self._rows(
+            f"SELECT * EXCLUDE (video_id) FROM routes {where} ORDER BY task, segment, route, gflops"
+        )
+        return {**video, "segments": segments, "routes": routes}
+
+    def tasks(self, *, available: bool = False) -> list[dict[str, Any]]:
+        """The registered tasks; with `available`, all that this release knows, weights or not."""
+        registered = {row["name"]: row for row in self._rows("SELECT * EXCLUDE (labels) FROM tasks")}
+        if not available:
+            return [registered[name] for name in sorted(registered)]
+        from nvpstore.tasks.registry import describe_available
+
+        known = [task for task in describe_available() if task["name"] not in registered]
+        return sorted([*registered.values(), *known], key=lambda row: str(row["name"]))
+
+    def task(self, name: str) -> dict[str, Any]:
+        """One task with its labels in class order; `NAME@VERSION` pins a version by its beginning."""
+        name, _, version = name.partition("@")
+        snapshot = self.catalog.snapshot()
+        registered = {row[0] for row in snapshot.connect().sql("SELECT name FROM tasks").fetchall()}
+        if name in registered or version:
+            return asdict(snapshot.task(name, version or None))
+        from nvpstore.tasks.registry import builtin_spec, load
+
+        return asdict(load(builtin_spec(name)).record())
+
+    def frames(
+        self, ref: str, *, start: float | None = None, end: float | None = None, batch_frames: int = 16
+    ) -> Iterator[FrameBatch]:
+        """Decoded frames with start ≤ ts < end (seconds), at source size, as `export` writes them."""
+        snapshot = self.catalog.snapshot()
+        video_id = snapshot.find_video(ref)
+        yield from self._torch_operators().decode_frames(
+            snapshot, video_id, start=start, end=end, batch_frames=batch_frames
+        )
+
+    def export(
+        self,
+        ref: str,
+        out: str | Path,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        lossless: bool = False,
+        original: bool = False,
+    ) -> ExportSummary:
+        """Write a video for people: H.264 in mp4, `lossless` FFV1 RGB in mkv, PNGs for a folder (`…/`).
+
+        The file is marked as reconstructed, with the source's digest, the model and its PSNR. `original`
+        writes the source's own bytes, where they are kept. Raises StoreError where `out` cannot be written.
+        """
+        snapshot = self.catalog.snapshot()
+        video = snapshot.video(snapshot.find_video(ref))
+        if original:
+            return self._export_original(video.source_uri, video.sha256, str(out))
+        metadata = self._marks(video)
+        batches = self.frames(video.video_id, start=start, end=end)
+        if str(out).endswith("/") or Path(out).is_dir():
+            written = write_pngs(batches, str(out), metadata=metadata)
+        else:
+            written = write_video(
+                batches,
+                str(out),
+                width=video.width,
+                height=video.height,
+                time_base=video.time_base,
+                average_fps=video.average_fps,
+                audio_from=self._local_source(video.source_uri) if start is None and end is None else None,
+                lossless=lossless,
+                metadata=metadata,
+            )
+        return ExportSummary(path=str(out), frames=written, reconstructed=True)
+
+    # ------------------------------------------------------------ parts
+
+    def _load_task(self, name: str) -> LoadedTask:
+        """The task ready to run; registered in the archive if it was not."""
+        from nvpstore.tasks.registry import builtin_spec, load
+
+        task = load(builtin_spec(name))
+        record = task.record()
+        if not self.catalog.snapshot().has_task(record.name, record.version):
+            self._register(record)
+        return task
+
+    def _register(self, record: TaskRecord) -> None:
+        key = keys.task_key(record.name, record.version)
+        try:
+            stored = self.store.put(key, encode_task(record))
+        except ObjectExists:  # a racing or killed writer's; the key holds the content's digest
+            stored = describe(key, self.store.get(key))
+        self.log.append(
+            LogDraft(kind="task", attempt=keys.new_attempt(), subject=record.name, objects=(stored,))
+        )
+
+    def _check_routes(self, snapshot: Snapshot, video_id: str, tasks: Sequence[str]) -> None:
+        rows = snapshot.connect().execute(
+            "SELECT DISTINCT task FROM routes WHERE video_id = ?", [video_id]
+        )
+        stored = {task for (task,) in rows.fetchall()}
+        if missing := [task for task in tasks if task not in stored]:
+            raise UsageError(
+                f"{video_id} is stored without routes for {', '.join(missing)}: ingest it with --refit"
+            )
+
+    def _update_meta(
+        self, snapshot: Snapshot, video_id: str, *, name: str | None, tags: Mapping[str, str] | None
+    ) -> None:
+        from nvpstore.ingest.pipeline import put_meta
+
+        before = snapshot.meta(video_id)
+        after = replace(before, name=name or before.name, tags={**before.tags, **(tags or {})})
+        if after == before:
+            return
+        attempt = keys.new_attempt()
+        stored = put_meta(self.store, after, attempt)
+        self.log.append(LogDraft(kind="meta", attempt=attempt, subject=video_id, objects=(stored,)))
+
+    def _summary(self, video_id: str, *, already_stored: bool) -> VideoSummary:
+        (row,) = self._rows(f"SELECT * FROM videos WHERE video_id = '{video_id}'")
+        names = VideoSummary.__slots__
+        return VideoSummary(
+            already_stored=already_stored, **{n: row[n] for n in names if n != "already_stored"}
+        )
+
+    def _rows(self, query: str) -> list[dict[str, Any]]:
+        """Rows of a query of our own on the catalog's views."""
+        return self.catalog.snapshot().connect().sql(query).to_arrow_table().to_pylist()
+
+    def _torch_operators(self) -> TorchOperators:
+        # Here, so that planning and catalog queries never pay for torch.
+        from nvpstore.query.operators import TorchOperators
+
+        if self._operators is None:
+            self._operators = TorchOperators(self.store, threads=self.settings.threads)
+        return self._operators
+
+    def _marks(self, video: VideoRecord) -> dict[str, str]:
+        """What says in an exported file that its pictures are a reconstruction."""
+        return {
+            "comment": (
+                f"Reconstructed from a neural representation by {GENERATOR}: not the original pictures. "
+                f"source sha256={video.sha256} model={video.segments[0].codec}/{video.preset} "
+                f"psnr={video.psnr:.2f} dB"
+            )
+        }
+
+    def _local_source(self, source_uri: str | None) -> str | None:
+        """The source as a local file, where it is still there."""
+        if source_uri is None:
+            return None
+        if not source_uri.startswith("file://"):
+            return self.store.local_path(source_uri)
+        path = Path(unquote(urlsplit(source_uri).path))
+        return str(path) if path.is_file() else None
+
+    def _export_original(self, source_uri: str | None, sha256: str, out: str) -> ExportSummary:
+        if source_uri is None:
+            raise UsageError("the original was not kept: it was ingested with --keep-source none")
+        path = self._local_source(source_uri)
+        if path is None and source_uri.startswith("file://"):
+            raise SourceError(f"the original is no longer at {source_uri}")
+        data = self.store.get(source_uri) if path is None else Path(path).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise SourceError(f"{source_uri} is not the file that was ingested: its SHA-256 differs")
+        try:
+            Path(out).write_bytes(data)
+        except OSError as cause:
+            raise StoreError(f"cannot write {out}: {cause.strerror}") from cause
+        return ExportSummary(path=out, frames=0, reconstructed=False)
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Two ingests of the same bytes on one machine: the second waits and finds them stored."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
+    except OSError as cause:
+        raise StoreError(f"cannot work in {lock.parent}: {cause.strerror}") from cause
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked not in ("cpu", "cuda"):
+        raise UsageError(f"device {asked!r}: auto, cpu and cuda are allowed")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda': no CUDA device is usable here")
+    return asked

@@ -1,0 +1,307 @@
+"""The write path: probe → segment → fit → quantise → measure → routes → put → log entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from nvpstore.codec.build import Architecture, Preset, build_architecture, find_preset, stage_gflops
+from nvpstore.codec.fit import FitProgress
+from nvpstore.errors import ArchiveError, ObjectExists
+from nvpstore.ingest.routes import with_bytes
+from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
+from nvpstore.storage import keys
+from nvpstore.storage.documents import encode_meta
+from nvpstore.storage.log import Log, LogDraft
+from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.tables import SEGMENTS_PER_FILE, encode_latents, encode_manifest, encode_routes, encode_weights
+from nvpstore.tasks.registry import LoadedTask
+from nvpstore.types import (
+    FrameBatch,
+    SegmentRecord,
+    SegmentSpan,
+    SourceScan,
+    StoredObject,
+    TaskRoutes,
+    VideoMeta,
+    VideoRecord,
+    VideoState,
+)
+from nvpstore.video.source import read_frames, scan
+
+KeepSource = Literal["reference", "copy", "none"]
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestRequest:
+    """What to store and how. `device` is "cpu" or "cuda"."""
+
+    path: Path
+    name: str
+    preset: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    recorded_at: datetime | None = None
+    device: str = "cpu"
+    keep_source: KeepSource = "reference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestProgress:
+    """`done` of `total` epochs × frames in phase "fit", of frames in "scan", of segments in "store"."""
+
+    phase: str
+    done: int
+    total: int
+    psnr: float | None = None
+    eta_seconds: float | None = None
+
+
+OnProgress = Callable[[IngestProgress], None]
+
+
+class Ingest:
+    """One video's way into the archive. Killed anywhere, a rerun continues from the last checkpoint."""
+
+    def __init__(
+        self,
+        request: IngestRequest,
+        tasks: Sequence[LoadedTask],
+        *,
+        store: ObjectStore,
+        log: Log,
+        work_dir: Path,
+        on_progress: OnProgress,
+    ) -> None:
+        self.request, self.tasks = request, tasks
+        self.store, self.log = store, log
+        self.preset = find_preset(request.preset)
+        self.on_progress = on_progress
+        self.work_dir = work_dir
+        self.began = time.monotonic()
+
+    def run(self) -> VideoRecord:
+        """Fit, put all objects, and commit them in one log entry."""
+        source = self._scan()
+        arch = build_architecture(source.info.height, source.info.width, self.preset)
+        work = self._work_folder(source)
+        attempt = keys.new_attempt()
+        objects: list[StoredObject] = []
+        segments: list[SegmentRecord] = []
+        finished: list[FinishedSegment] = []
+        footers: dict[str, bytes] = {}
+        routes: list[list] = [[] for _ in self.tasks]
+        for group in _groups(source.segments):
+            done = [self._finish(span, source, arch, work) for span in group]
+            records = self._put_group(source.video_id, attempt, done, objects, footers)
+            for record, segment in zip(records, done, strict=True):
+                for collected, own in zip(routes, segment.routes, strict=True):
+                    collected += [with_bytes(r, record, source_bytes=source.info.size_bytes) for r in own]
+            segments += records
+            finished += done
+        video = self._video_record(source, attempt, segments, finished, footers)
+        self._put_routes(video, routes, objects)
+        self._put_rest(video, objects)
+        # The entry last: a crash before it leaves orphan objects, never a half visible video.
+        self.log.append(
+            LogDraft(kind="video", attempt=attempt, subject=video.video_id, objects=tuple(objects))
+        )
+        shutil.rmtree(work, ignore_errors=True)
+        return video
+
+    def _scan(self) -> SourceScan:
+        def report(frames: int) -> None:
+            self.on_progress(IngestProgress(phase="scan", done=frames, total=0))
+
+        return scan(str(self.request.path), max_segment_frames=self.preset.max_segment_frames, progress=report)
+
+    def _work_folder(self, source: SourceScan) -> Path:
+        """Where checkpoints of exactly this fit live: same bytes, preset, tasks and device."""
+        versions = [task.spec.version for task in self.tasks]
+        what = json.dumps([source.sha256, repr(self.preset), versions, self.request.device])
+        return self.work_dir / hashlib.sha256(what.encode()).hexdigest()[:32]
+
+    def _finish(self, span: SegmentSpan, source: SourceScan, arch: Architecture, work: Path) -> FinishedSegment:
+        def read() -> Iterator[FrameBatch]:
+            return read_frames(
+                source.info.path,
+                start_frame=span.start_frame,
+                end_frame=span.start_frame + span.frames,
+                scan=source,
+            )
+
+        def report(fit: FitProgress) -> None:
+            self.on_progress(_fit_progress(fit, span, source.frames))
+
+        return finish_segment(
+            read,
+            span,
+            arch,
+            self.preset,
+            self.tasks,
+            device=self.request.device,
+            seed=SEED,
+            checkpoint=work / f"segment-{span.segment}.pt",
+            progress=report,
+        )
+
+    def _put_group(
+        self,
+        video_id: str,
+        attempt: str,
+        done: Sequence[FinishedSegment],
+        objects: list[StoredObject],
+        footers: dict[str, bytes],
+    ) -> list[SegmentRecord]:
+        """Write one weights and one latents file; returns the segments' records with their ranges."""
+        first = done[0].span.segment
+        weights = encode_weights(
+            keys.weights_key(video_id, attempt, first), [stage for s in done for stage in s.weights]
+        )
+        latents = encode_latents(keys.latents_key(video_id, attempt, first), [s.latents for s in done])
+        for table in (weights, latents):
+            objects.append(self.store.put(table.key, table.data))
+            footers[table.key] = table.footer
+        stage_ranges, latent_ranges = iter(weights.row_groups), iter(latents.row_groups)
+        return [
+            SegmentRecord(
+                segment=s.span.segment,
+                scene=s.span.scene,
+                start_frame=s.span.start_frame,
+                pts=s.pts,
+                psnr=float(psnr(np.array([s.squared_error.mean() / s.values_per_frame]))[0]),
+                frame_psnr=s.frame_psnr.astype(np.float32),
+                codec=s.arch.codec,
+                architecture=s.arch.to_json(),
+                stages=tuple((stage.stage, next(stage_ranges)) for stage in s.weights),
+                gflops=stage_gflops(s.arch),
+                latents=next(latent_ranges),
+            )
+            for s in done
+        ]
+
+    def _video_record(
+        self,
+        source: SourceScan,
+        attempt: str,
+        segments: Sequence[SegmentRecord],
+        finished: Sequence[FinishedSegment],
+        footers: Mapping[str, bytes],
+    ) -> VideoRecord:
+        info = source.info
+        values = finished[0].values_per_frame
+        overall = _overall_psnr([s.squared_error for s in finished], values)
+        return VideoRecord(
+            video_id=source.video_id,
+            attempt=attempt,
+            sha256=source.sha256,
+            name=self.request.name,
+            source_uri=self._source_uri(source.video_id),
+            source_bytes=info.size_bytes,
+            container=info.container,
+            source_codec=info.codec,
+            width=info.width,
+            height=info.height,
+            rotation_degrees=info.rotation_degrees,
+            time_base=info.time_base,
+            average_fps=info.average_fps,
+            preset=self.preset.name,
+            psnr=overall,
+            psnr_p5=float(np.percentile(np.concatenate([s.frame_psnr for s in finished]), 5)),
+            resize_bound_psnr=_overall_psnr([s.resize_squared_error for s in finished], values),
+            state=self._state(overall),
+            fit_seconds=sum(s.fit_seconds for s in finished),
+            segments=tuple(segments),
+            footers=footers,
+        )
+
+    def _state(self, overall_psnr: float) -> VideoState:
+        target = self.preset.target_psnr
+        return "ready" if target is None or overall_psnr >= target else "below_target"
+
+    def _source_uri(self, video_id: str) -> str | None:
+        if self.request.keep_source == "none":
+            return None
+        if self.request.keep_source == "copy":
+            return keys.source_key(video_id)
+        return self.request.path.resolve().as_uri()
+
+    def _put_routes(self, video: VideoRecord, routes: Sequence[list], objects: list[StoredObject]) -> None:
+        for task, own in zip(self.tasks, routes, strict=True):
+            key = keys.routes_key(video.video_id, task.spec.version, video.attempt)
+            table = encode_routes(
+                key,
+                TaskRoutes(
+                    video_id=video.video_id,
+                    task=task.spec.name,
+                    version=task.spec.version,
+                    attempt=video.attempt,
+                    routes=tuple(own),
+                ),
+            )
+            objects.append(self.store.put(key, table.data))
+
+    def _put_rest(self, video: VideoRecord, objects: list[StoredObject]) -> None:
+        """Manifest, meta and, where asked for, the source's copy."""
+        if self.request.keep_source == "copy":
+            objects.append(self._put_source(video))
+        meta = VideoMeta(
+            video_id=video.video_id,
+            name=self.request.name,
+            tags=self.request.tags,
+            recorded_at=self.request.recorded_at,
+        )
+        objects.append(put_meta(self.store, meta, video.attempt))
+        manifest = keys.manifest_key(video.video_id, video.attempt)
+        objects.append(self.store.put(manifest, encode_manifest(video)))
+
+    def _put_source(self, video: VideoRecord) -> StoredObject:
+        data = self.request.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != video.sha256:
+            raise ArchiveError(f"{self.request.path} changed while it was read: ingest it again")
+        key = keys.source_key(video.video_id)
+        try:
+            return self.store.put(key, data)
+        except ObjectExists:  # the key is the content's digest: what is there is the same
+            return StoredObject(key=key, size_bytes=len(data), sha256=video.sha256)
+
+
+def put_meta(store: ObjectStore, meta: VideoMeta, attempt: str) -> StoredObject:
+    """Write what people say about a video: the only place where names and tags are kept."""
+    return store.put(keys.meta_key(meta.video_id, attempt), encode_meta(meta))
+
+
+def _groups(spans: Sequence[SegmentSpan]) -> Iterator[Sequence[SegmentSpan]]:
+    for first in range(0, len(spans), SEGMENTS_PER_FILE):
+        yield spans[first : first + SEGMENTS_PER_FILE]
+
+
+def _overall_psnr(squared_errors: Sequence[np.ndarray], values_per_frame: int) -> float:
+    mean = np.concatenate(squared_errors).mean() / values_per_frame
+    return float(psnr(np.array([mean]))[0])
+
+
+def _fit_progress(fit: FitProgress, span: SegmentSpan, frames: int) -> IngestProgress:
+    """Progress over the whole video: time left by the frames still to fit at this segment's speed."""
+    done = span.start_frame * fit.epochs + span.frames * fit.epoch
+    seconds_each = fit.elapsed_seconds / max(1, span.frames * fit.epoch)
+    left = frames * fit.epochs - done
+    return IngestProgress(
+        phase="fit",
+        done=done,
+        total=frames * fit.epochs,
+        psnr=fit.psnr if math.isfinite(fit.psnr) else None,
+        eta_seconds=left * seconds_each,
+    )
+
+

@@ -1,0 +1,162 @@
+"""One segment, from source frames to what is stored of it: fit, quantise, decode again, measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nvpstore.adapters.joint import AdapterTerm
+from nvpstore.codec.artifact import (
+    coded_frames,
+    decode_taps,
+    load_decoder,
+    load_latents,
+    shown_rgb,
+    store_latents,
+    store_weights,
+)
+from nvpstore.codec.build import Architecture, Preset
+from nvpstore.codec.fit import FitProgress, FittedSegment, SegmentFit
+from nvpstore.codec.hnerv import Decoder
+from nvpstore.ingest.references import ReferenceBuilder, References
+from nvpstore.ingest.routes import SegmentRoutes, TaskTerms
+from nvpstore.tasks.registry import LoadedTask
+from nvpstore.types import RGB_STAGE, FrameBatch, RouteRecord, SegmentSpan, StoredLatents, StoredStage
+
+ReadSegment = Callable[[], Iterator[FrameBatch]]
+PEAK = 255.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedSegment:
+    """What a segment becomes. Squared errors are sums over all values of each frame, float64 [t]."""
+
+    span: SegmentSpan
+    pts: NDArray[np.int64]
+    arch: Architecture
+    weights: tuple[StoredStage, ...]
+    latents: StoredLatents
+    squared_error: NDArray[np.float64]
+    resize_squared_error: NDArray[np.float64]
+    values_per_frame: int
+    routes: tuple[tuple[RouteRecord, ...], ...]
+    fit_seconds: float
+
+    @property
+    def frame_psnr(self) -> NDArray[np.float64]:
+        return psnr(self.squared_error / self.values_per_frame)
+
+
+def psnr(mean_squared_error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """10·log10(255² / mse), 100 dB where nothing differs."""
+    return np.minimum(100.0, 10 * np.log10(PEAK**2 / np.maximum(mean_squared_error, 1e-9)))
+
+
+def finish_segment(
+    read: ReadSegment,
+    span: SegmentSpan,
+    arch: Architecture,
+    preset: Preset,
+    tasks: Sequence[LoadedTask],
+    *,
+    device: str,
+    seed: int,
+    checkpoint: Path,
+    progress: Callable[[FitProgress], None],
+) -> FinishedSegment:
+    """Fit and measure the frames that `read` yields (it is called twice: frames are not kept)."""
+    frames, pts, references = _gather(read, span, arch, tasks, seed=seed)
+    terms = TaskTerms(references, arch, device=device, seed=seed) if references else None
+    fitted = SegmentFit(
+        frames, arch, preset, terms_factory=terms, device=device, seed=seed, checkpoint=checkpoint
+    ).run(progress)
+    weights = store_weights(fitted.decoder, segment=span.segment)
+    latents = store_latents(fitted.latents, segment=span.segment, start_frame=span.start_frame, pts=pts)
+    decoder = load_decoder(arch, [stage.tensors for stage in weights])
+    stored = load_latents(latents)
+    errors, resize_errors, values = _measure(read, decoder, stored, arch)
+    return FinishedSegment(
+        span=span,
+        pts=pts,
+        arch=arch,
+        weights=weights,
+        latents=latents,
+        squared_error=errors,
+        resize_squared_error=resize_errors,
+        values_per_frame=values,
+        routes=_routes(decoder, stored, references, fitted, arch, preset, segment=span.segment, seed=seed),
+        fit_seconds=fitted.seconds,
+    )
+
+
+def rgb_tensor(batch: FrameBatch) -> Tensor:
+    """uint8 [t, h, w, 3] → uint8 [t, 3, h, w]."""
+    return torch.from_numpy(batch.rgb_thwc).permute(0, 3, 1, 2)
+
+
+def _gather(
+    read: ReadSegment, span: SegmentSpan, arch: Architecture, tasks: Sequence[LoadedTask], *, seed: int
+) -> tuple[Tensor, NDArray[np.int64], tuple[References, ...]]:
+    """(frames at coded size float16 [t, 3, H, W], pts [t], references by task), in one pass."""
+    builders = [ReferenceBuilder(task, start_frame=span.start_frame, seed=seed) for task in tasks]
+    coded, pts = [], []
+    for batch in read():
+        rgb = rgb_tensor(batch)
+        coded.append(coded_frames(rgb, arch).half())
+        pts.append(batch.pts)
+        for builder in builders:
+            builder.add(rgb)
+    return torch.cat(coded), np.concatenate(pts), tuple(builder.build() for builder in builders)
+
+
+@torch.inference_mode()
+def _measure(
+    read: ReadSegment, decoder: Decoder, latents: Tensor, arch: Architecture
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """(squared error of what is stored, of the resize alone, values a frame), at source size."""
+    errors, bounds, first, values = [], [], 0, 0
+    for batch in read():
+        source = rgb_tensor(batch)
+        height, width = source.shape[2:]
+        part = latents[first : first + len(batch)]
+        first += len(batch)
+        (taps,) = decode_taps(decoder, part, (RGB_STAGE,), batch_frames=len(batch))
+        stored = shown_rgb(taps[RGB_STAGE].float().cpu(), arch, height, width)
+        resized = shown_rgb(coded_frames(source, arch), arch, height, width)
+        errors.append(_squared_error(stored, source))
+        bounds.append(_squared_error(resized, source))
+        values = math.prod(source.shape[1:])
+    return np.concatenate(errors), np.concatenate(bounds), values
+
+
+def _squared_error(shown: Tensor, source: Tensor) -> NDArray[np.float64]:
+    error = F.mse_loss(shown.float(), source.float(), reduction="none").flatten(1).double().sum(1)
+    return error.numpy()
+
+
+def _routes(
+    decoder: Decoder,
+    latents: Tensor,
+    references: Sequence[References],
+    fitted: FittedSegment,
+    arch: Architecture,
+    preset: Preset,
+    *,
+    segment: int,
+    seed: int,
+) -> tuple[tuple[RouteRecord, ...], ...]:
+    joint = {i: term for i, term in enumerate(fitted.terms) if isinstance(term, AdapterTerm)}
+    return tuple(
+        SegmentRoutes(
+            decoder, latents, refs, segment=segment, arch=arch, preset=preset, seed=seed
+        ).measure(joint.get(i))
+        for i, refs in enumerate(references)
+    )

@@ -1,0 +1,133 @@
+"""Fitting: it learns, stops, resumes exactly, and brings task terms in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nvpstore.codec.build import PRESETS, build_architecture
+from nvpstore.codec.fit import FitProgress, SegmentFit
+from nvpstore.codec.hnerv import Decoder
+from nvpstore.errors import CodecError
+
+MICRO = PRESETS["micro"]
+
+
+def moving_square(frames: int = 12) -> Tensor:
+    """float16 [t, 3, 32, 48]: a bright square that moves over a gradient."""
+    clip = torch.linspace(0.1, 0.6, 48).expand(frames, 3, 32, 48).clone()
+    for t in range(frames):
+        clip[t, :, 8:20, 2 * t : 2 * t + 12] = 0.9
+    return clip.half()
+
+
+class FeatureTerm:
+    """Wants stage 1, averaged over positions, to tell the frame's number."""
+
+    stages = ("1",)
+
+    def __init__(self, channels: int, choice: str) -> None:
+        self.choice = choice
+        self.net = nn.Linear(channels, 1)
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.net.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.net.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
+        return self.net.load_state_dict(state)
+
+    def sees(self, frames: Tensor) -> Tensor:
+        return frames % 2 == 0
+
+    def losses(
+        self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert (frames % 2 == 0).all()
+        error = (self.net(taps["1"].mean((2, 3))).squeeze(1) - frames / 12).square().mean()
+        return error, error * 1000 if with_task else None
+
+
+class MakeTerms:
+    def __init__(self) -> None:
+        self.asked: list[Sequence[str] | None] = []
+
+    def __call__(
+        self, decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None
+    ) -> Sequence[FeatureTerm]:
+        self.asked.append(choices)
+        torch.manual_seed(1)
+        return [FeatureTerm(decoder.taps(latents[:1], ("1",))["1"].shape[1], "stage 1")]
+
+
+@pytest.mark.parametrize("preset", ["micro", "nerv-micro"])
+def test_a_fit_learns_its_frames(preset: str) -> None:
+    clip = moving_square()
+    chosen = replace(PRESETS[preset], epochs=25, target_psnr=None)
+    fitted = SegmentFit(clip, build_architecture(32, 48, chosen), chosen).run()
+    constant = -10 * torch.log10((clip.float() - clip.float().mean((0, 2, 3), keepdim=True)).square().mean())
+    assert fitted.psnr > float(constant) + 3
+    assert fitted.latents.shape[0] == 12
+
+
+def test_a_fit_stops_at_its_target() -> None:
+    easy = replace(MICRO, epochs=50, target_psnr=10.0)
+    fitted = SegmentFit(moving_square(), build_architecture(32, 48, easy), easy).run()
+    assert fitted.epochs < 50
+    assert fitted.psnr >= 10.0
+
+
+def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvpstore.codec.fit.CHECKPOINT_SECONDS", 0.0)
+    preset = replace(MICRO, epochs=6, target_psnr=None)
+    arch = build_architecture(32, 48, preset)
+    undisturbed = SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms()).run()
+
+    def stop_after_three(progress: FitProgress) -> None:
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "fit.pt"
+    with pytest.raises(KeyboardInterrupt):
+        SegmentFit(
+            moving_square(), arch, preset, terms_factory=MakeTerms(), checkpoint=checkpoint
+        ).run(stop_after_three)
+    again = MakeTerms()
+    seen: list[int] = []
+    resumed = SegmentFit(moving_square(), arch, preset, terms_factory=again, checkpoint=checkpoint).run(
+        lambda progress: seen.append(progress.epoch)
+    )
+    assert seen == [4, 5, 6]  # epoch 4 was run, but the kill came before its checkpoint
+    assert again.asked == [["stage 1"]]
+    for mine, theirs in zip(
+        resumed.decoder.parameters(), undisturbed.decoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_task_terms_join_and_learn_only_from_the_frames_they_see() -> None:
+    preset = replace(MICRO, epochs=30, target_psnr=None)
+    make = MakeTerms()
+    fit = SegmentFit(moving_square(), build_architecture(32, 48, preset), preset, terms_factory=make)
+    fitted = fit.run()
+    assert make.asked == [None]
+    taps = fitted.decoder.taps(fitted.latents, ("1",))
+    frames = torch.arange(0, 12, 2)
+    feature, task = fitted.terms[0].losses({"1": taps["1"][frames]}, frames, with_task=True)
+    assert float(feature.detach()) < 0.03  # a constant answer has 0.08
+    assert task is not None
+    assert fit.scales.keys() == {"feature-0", "task-0"}
+
+
+def test_divergence_is_an_error_that_says_so() -> None:
+    frames = moving_square().clone()
+    frames[3] = float("nan")
+    with pytest.raises(CodecError, match="diverged in epoch 1"):
+        SegmentFit(frames, build_architecture(32, 48, MICRO), MICRO).run()
