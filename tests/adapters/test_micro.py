@@ -1,0 +1,131 @@
+"""Micro adapters: geometry, folding, losses, training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nvpstore.adapters.joint import AdapterTerm
+from nvpstore.adapters.losses import composite_loss
+from nvpstore.adapters.micro import FeatureScale, MicroAdapter, resize_taps
+from nvpstore.adapters.train import AdapterTraining, train_adapter
+from nvpstore.tasks.cuts import CutBackbone
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.body = torch.nn.Conv2d(6, 6, 3, padding=1)
+        self.head = torch.nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.body(torch.relu(self.stem(x))))
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.fixture
+def backbone() -> CutBackbone:
+    torch.manual_seed(0)
+    return CutBackbone(Tiny(), (3, 16, 16))
+
+
+def squared(output: Tensor, reference: Tensor) -> Tensor:
+    return (output - reference).square().mean()
+
+
+def test_an_adapter_gives_the_cuts_shape_from_several_stages() -> None:
+    adapter = MicroAdapter(("0", "2"), (5, 3), [(7, 4, 6)])
+    taps = {"0": torch.randn(2, 5, 2, 3), "2": torch.randn(2, 3, 9, 12)}
+    (out,) = adapter(taps)
+    assert out.shape == (2, 7, 4, 6)
+    by_hand = torch.einsum(
+        "oc,tchw->tohw", adapter.convs[0].weight[:, :, 0, 0], resize_taps(list(taps.values()), 4, 6)
+    )
+    torch.testing.assert_close(out, by_hand + adapter.convs[0].bias[:, None, None])
+    assert adapter.gflops() == pytest.approx(2 * 8 * 7 * 24 / 1e9)
+
+
+def test_a_folded_scale_gives_raw_features() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(10, 7, 4, 6) * torch.arange(1, 8)[:, None, None] + 3
+    scale = FeatureScale(features)
+    normalised = scale.normalise(features)
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scale.restore(normalised), features, atol=1e-4, rtol=1e-5)
+    adapter = MicroAdapter(("0",), (5,), [(7, 4, 6)])
+    taps = {"0": torch.randn(2, 5, 2, 3)}
+    torch.testing.assert_close(
+        adapter.denormalised([scale])(taps)[0], scale.restore(adapter(taps)[0]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_silent_channel_does_not_blow_up() -> None:
+    features = torch.randn(10, 3, 4, 4)
+    features[:, 1] = 0.5
+    scale = FeatureScale(features)
+    assert torch.isfinite(scale.normalise(features)).all()
+    assert float(scale.std[1]) >= 1e-3
+
+
+def test_composite_loss_is_zero_only_for_equal_features() -> None:
+    x = torch.randn(2, 5, 3, 3)
+    assert float(composite_loss(x, x)) == pytest.approx(0, abs=1e-6)
+    assert float(composite_loss(2 * x, x)) > 0.1  # same direction, other size
+    assert float(composite_loss(-x, x)) > float(composite_loss(2 * x, x))
+
+
+def test_training_brings_the_tails_output_to_the_reference(backbone: CutBackbone) -> None:
+    torch.manual_seed(1)
+    frames = torch.randn(24, 3, 16, 16)
+    cut = backbone.cuts[0]
+    features, reference = backbone.features(frames, [cut.name])
+    mixing = torch.linalg.qr(torch.randn(8, 6))[0]
+    taps = torch.einsum("ps,tshw->tphw", mixing, features[cut.name])  # a stage that holds the features
+    start = MicroAdapter(("0",), (8,), cut.shapes)
+
+    def error(adapter: MicroAdapter) -> float:
+        with torch.no_grad():
+            return float(squared(backbone.tail(cut.name)(*adapter({"0": taps})), reference))
+
+    trained = train_adapter(
+        start,
+        [resize_taps([taps], *cut.shapes[0][1:])],
+        targets=[features[cut.name]],
+        reference=reference,
+        tail=backbone.tail(cut.name),
+        output_loss=squared,
+        settings=AdapterTraining(epochs=150, learning_rate=1e-2),
+        seed=0,
+    )
+    assert error(trained) < 0.02 * error(start)
+
+
+def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: CutBackbone) -> None:
+    frames = torch.randn(4, 3, 16, 16)
+    cut = backbone.cuts[0]
+    features, reference = backbone.features(frames, [cut.name])
+    positions = torch.tensor([0, 2, 4, 6])
+    term = AdapterTerm(
+        choice="{}",
+        adapter=MicroAdapter(("1",), (5,), cut.shapes),
+        tail=backbone.tail(cut.name),
+        targets=[features[cut.name].detach()],
+        reference=reference.detach(),
+        positions=positions,
+        frames=8,
+        output_loss=squared,
+        device="cpu",
+    )
+    batch = torch.tensor([1, 2, 6, 7])
+    assert term.sees(batch).tolist() == [False, True, True, False]
+    stage = torch.randn(2, 5, 4, 4, requires_grad=True)
+    feature, none = term.losses({"1": stage}, torch.tensor([2, 6]), with_task=False)
+    assert none is None
+    feature, task = term.losses({"1": stage}, torch.tensor([2, 6]), with_task=True)
+    assert task is not None
+    for loss in (feature, task):
+        (gradient,) = torch.autograd.grad(loss, stage, retain_graph=True)
+        assert float(gradient.abs().sum()) > 0
+    assert all(p.grad is None for p in backbone.graph.parameters())
