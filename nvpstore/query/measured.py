@@ -1,0 +1,50 @@
+"""What a run really took: counted and timed where it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+STEPS = ("fetch", "decode", "adapt", "tail", "rows", "source", "duckdb")
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """Counters of one run. Bytes as the operators report them: 0 for what a cache answered.
+
+    `frames_decoded` maps the deepest stage of a decode ("" for source reads) to frames; `shared_decodes`
+    counts frames that one more scan read without another decode. `seconds` by step, wall time.
+    """
+
+    prefix_bytes: int = 0
+    latents_bytes: int = 0
+    route_bytes: int = 0
+    source_bytes: int = 0
+    fetches: int = 0
+    frames_decoded: dict[str, int] = field(default_factory=dict)
+    shared_decodes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @property
+    def bytes(self) -> int:
+        return self.prefix_bytes + self.latents_bytes + self.route_bytes + self.source_bytes
+
+    @property
+    def frames(self) -> int:
+        return sum(self.frames_decoded.values())
+
+    def decoded(self, stage: str, *, frames: int, readers: int) -> None:
+        """Notes `frames` frames decoded to `stage` once for `readers` scans."""
+        self.frames_decoded[stage] = self.frames_decoded.get(stage, 0) + frames
+        self.shared_decodes += frames * (readers - 1)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the block's wall time to `seconds[step]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - start

@@ -1,0 +1,446 @@
+"""Which frames a task table's rows can come from: for each reference a predicate over
+`video_id, segment, frame, ts, wall_ts` that holds for every row the query needs.
+
+A superset: DuckDB applies the whole predicate again. What is not provably right is left out. The argument:
+let source i of a SELECT come in by a join that gives only true rows of it, and let all joins after it up to P
+keep their left side. Then a row of i matters beyond P only as part of a combination for which every condition
+between i and P holds, and every earlier one that survives the joins up to i.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from nvpstore.query.parse import CATALOG_VIEWS, RELATION, Query, visible_ctes
+from nvpstore.query.safety import unstable
+from nvpstore.query.sources import FRAME_COLUMNS, Columns, Source, output_names, project, resolve, sources
+
+OUT = "__nvp_s"  # stands for the source that a predicate is about
+CATALOG_ALIAS = "__nvp_c"  # catalog tables inside the EXISTS of a derived semi join
+Rewrite = Callable[[exp.Expr], exp.Expr | None]
+
+
+def find_scopes(query: Query, columns: Columns) -> dict[str, exp.Expr | None]:
+    """For each task relation a predicate over `__nvp_s.<frame column>`, or None for no restriction.
+
+    `columns` gives the column names of the task relations and the catalog views.
+    """
+    walk = _Walk(query.tree, columns)
+    walk.visit(query.tree, [])
+    return {table.relation: walk.found.get(table.relation) for table in query.tables}
+
+
+def weaken(node: exp.Expr, rewrite: Rewrite) -> exp.Expr | None:
+    """An expression that holds wherever `node` does, of the atoms that `rewrite` keeps; None: TRUE."""
+    if isinstance(node, exp.Paren):
+        return weaken(node.this, rewrite)
+    if isinstance(node, exp.And):
+        kept = [
+            part for part in (weaken(node.left, rewrite), weaken(node.right, rewrite)) if part is not None
+        ]
+        return exp.and_(*kept, copy=False) if kept else None
+    if isinstance(node, exp.Or):
+        left, right = weaken(node.left, rewrite), weaken(node.right, rewrite)
+        return None if left is None or right is None else exp.or_(left, right, copy=False)
+    if _is_derived(node):
+        condition = weaken(node.this.args["where"].this, rewrite)
+        if condition is None:
+            return None
+        derived = node.copy()
+        derived.this.set("where", exp.Where(this=condition))
+        return derived
+    return rewrite(node)
+
+
+def _is_derived(node: exp.Expr) -> bool:
+    """Whether `node` is an EXISTS that `_semi_join` built."""
+    return isinstance(node, exp.Exists) and bool(node.this.meta.get("derived"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Condition:
+    """A conjunct that holds after join `index`; WHERE comes after the last one."""
+
+    index: int
+    node: exp.Expr
+    among: list[Source]
+
+
+class _Walk:
+    """One pass over the tree, outer queries first. `found` collects the predicates of task relations."""
+
+    def __init__(self, tree: exp.Query, columns: Columns) -> None:
+        self.columns = columns
+        self.found: dict[str, exp.Expr | None] = {}
+        self._visited: set[int] = set()
+        self._readers = _reader_counts(tree)
+        self._numbers = itertools.count()
+
+    def visit(self, query: exp.Expr, inherited: list[exp.Expr]) -> None:
+        """`inherited` hold, over `__nvp_s.<output column>`, for every row of `query` that matters."""
+        if id(query) in self._visited:
+            return
+        self._visited.add(id(query))
+        if isinstance(query, exp.Select):
+            self._select(query, inherited)
+        elif isinstance(query, exp.Union):
+            self._union(query, inherited)
+        for nested in _nested_queries(query):
+            self.visit(nested, [])
+
+    def _union(self, union: exp.Union, inherited: list[exp.Expr]) -> None:
+        left, right = union.left.unnest(), union.right.unnest()
+        names = [_plain_outputs(branch) for branch in (left, right)]
+        cut = any(union.args.get(part) for part in ("limit", "offset", "by_name"))
+        if cut or names[0] is None or names[1] is None or len(names[0]) != len(names[1]):
+            return
+        self.visit(left, inherited)
+        positions = dict(zip(names[0], names[1], strict=True))
+        self.visit(right, [_renamed(node, positions) for node in inherited])
+
+    def _select(self, select: exp.Select, inherited: list[exp.Expr]) -> None:
+        found = sources(select, self.columns)
+        conditions = list(_conditions(select, found))
+        visible = [source for source in found if not source.hidden]
+        if not _blocks(select):
+            for node in inherited:
+                mapped = weaken(node, lambda atom: _through(atom, select, self.columns))
+                if mapped is not None:
+                    conditions.append(_Condition(index=len(found), node=mapped, among=visible))
+        for source in found:
+            if source.kind in ("task", "query"):
+                self._descend(source, self._predicate(source, found, conditions))
+
+    def _descend(self, source: Source, predicate: exp.Expr | None) -> None:
+        if source.kind == "task":
+            self.found[source.name] = predicate
+        elif source.query is not None and (not source.name or self._readers.get(id(source.query)) == 1):
+            self.visit(source.query, [] if predicate is None else [predicate])
+
+    def _predicate(
+        self, target: Source, found: list[Source], conditions: list[_Condition]
+    ) -> exp.Expr | None:
+        """What holds for every row of `target` that matters, over `__nvp_s`."""
+        if not target.is_real:
+            return None
+        reach = target.index
+        while reach + 1 < len(found) and found[reach + 1].keeps_left:
+            reach += 1
+        # WHERE is one past the last join.
+        end = reach + 1 if reach + 1 == len(found) else reach
+        holding = [c for c in conditions if c.index <= end and _survives(c.index, target.index, found)]
+        real = [s for s in found if s.index <= reach and s.is_real and _survives(s.index, reach, found)]
+        equal = _equal_columns(target, real, holding)
+        alone = [weaken(c.node, _rewriter(target, equal, {}, c.among)) for c in holding]
+        parts = [part for part in alone if part is not None]
+        semi = self._semi_join(target, equal, real, holding)
+        if semi is not None:
+            parts.append(semi)
+        return exp.and_(*parts, copy=False) if parts else None
+
+    def _semi_join(
+        self,
+        target: Source,
+        equal: dict[tuple[int, str], str],
+        real: list[Source],
+        holding: list[_Condition],
+    ) -> exp.Expr | None:
+        """`EXISTS (SELECT 1 FROM catalog sources WHERE what joins and restricts them)`."""
+        catalog = {s.index: s for s in real if s is not target and _catalog_text(s) is not None}
+        names = {index: f"{CATALOG_ALIAS}{next(self._numbers)}" for index in catalog}
+        parts, used = [], set()
+        for condition in holding:
+            part = weaken(condition.node, _rewriter(target, equal, names, condition.among))
+            aliases = (
+                set() if part is None else {c.table for c in part.find_all(exp.Column)} & set(names.values())
+            )
+            if part is not None and aliases:
+                parts.append(part)
+                used |= aliases
+        if not parts:
+            return None
+        tables = [_from_item(catalog[index], name) for index, name in names.items() if name in used]
+        select = exp.select("1").from_(tables[0]).where(*parts, copy=False)
+        for table in tables[1:]:
+            select = select.join(table, join_type="cross", copy=False)
+        select.meta["derived"] = True
+        return exp.Exists(this=select)
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def _conditions(select: exp.Select, found: list[Source]) -> Iterator[_Condition]:
+    """Every conjunct of inner and semi joins' conditions and of WHERE."""
+    for source in found:
+        if not source.filters or source.join is None:
+            continue
+        among = [s for s in found if s.index <= source.index and (not s.hidden or s is source)]
+        for name in source.using:
+            equality = _using(name, source, found)
+            if equality is not None:
+                yield _Condition(index=source.index, node=equality, among=among)
+        on = source.join.args.get("on")
+        for node in _conjuncts(on):
+            yield _Condition(index=source.index, node=node, among=among)
+    where = select.args.get("where")
+    visible = [source for source in found if not source.hidden]
+    for node in _conjuncts(where.this if where is not None else None):
+        yield _Condition(index=len(found), node=node, among=visible)
+
+
+def _conjuncts(node: exp.Expr | None) -> list[exp.Expr]:
+    if node is None:
+        return []
+    return list(node.flatten()) if isinstance(node, exp.And) else [node]
+
+
+def _using(name: str, source: Source, found: list[Source]) -> exp.Expr | None:
+    """`left.name = right.name`, both sides qualified, where the left side is certain."""
+    left = [s for s in found if s.index < source.index and not s.hidden]
+    if source.columns is None or name not in source.columns:
+        return None
+    holder = resolve(exp.column(name), left)
+    if holder is None or not all(s.alias for s in (holder, source)):
+        return None
+    return exp.column(name, table=holder.alias).eq(exp.column(name, table=source.alias))
+
+
+def _survives(index: int, until: int, found: list[Source]) -> bool:
+    """Whether what held after join `index` still holds after join `until`."""
+    return all(source.keeps_left for source in found[index + 1 : until + 1])
+
+
+def _equal_columns(
+    target: Source, real: list[Source], holding: list[_Condition]
+) -> dict[tuple[int, str], str]:
+    """Columns of other sources that equal the target's column of the same name."""
+    linked: dict[int, set[str]] = {}
+    for condition in holding:
+        node = condition.node
+        if not (
+            isinstance(node, exp.EQ)
+            and isinstance(node.left, exp.Column)
+            and isinstance(node.right, exp.Column)
+        ):
+            continue
+        sides = [resolve(side, condition.among) for side in (node.left, node.right)]
+        others = [side for side in sides if side is not None and side is not target]
+        same_name = node.left.name.lower() == node.right.name.lower()
+        if same_name and target in sides and len(others) == 1 and others[0] in real:
+            linked.setdefault(others[0].index, set()).add(node.left.name.lower())
+    equal: dict[tuple[int, str], str] = {}
+    for source in real:
+        names = linked.get(source.index, set())
+        if {"video_id", "frame"} <= names and source.kind == target.kind == "task":
+            names = set(FRAME_COLUMNS)  # the frame decides its segment and its times
+        equal |= {(source.index, name): name for name in names}
+    return equal
+
+
+def _rewriter(
+    target: Source, equal: dict[tuple[int, str], str], catalog: dict[int, str], among: list[Source]
+) -> Rewrite:
+    """Puts `__nvp_s` for the target's columns and their equals and `catalog`'s names for catalog sources'."""
+    allowed = FRAME_COLUMNS if target.kind == "task" else None
+
+    def column(node: exp.Column) -> exp.Expr | None:
+        source, name = resolve(node, among), node.name.lower()
+        if source is None:
+            return None
+        mine = source is target or (source.index, name) in equal
+        if mine and (allowed is None or name in allowed):
+            return exp.column(name, table=OUT)
+        return exp.column(name, table=catalog[source.index]) if source.index in catalog else None
+
+    return lambda atom: _substitute(atom, column)
+
+
+def _substitute(atom: exp.Expr, column: Callable[[exp.Column], exp.Expr | None]) -> exp.Expr | None:
+    """A copy of `atom` with every free column replaced; None where one cannot be, or `atom` is unstable."""
+    if unstable(atom.walk()) or (atom.find(exp.AggFunc, exp.Window) and not atom.find(exp.Query)):
+        return None
+    if any(not _is_closed(query) for query in atom.find_all(exp.Select, exp.SetOperation)):
+        return None
+    copy = exp.Paren(this=atom.copy())
+    for node in list(copy.find_all(exp.Column)):
+        if node.table.startswith(CATALOG_ALIAS) or node.find_ancestor(exp.Select) is not None:
+            continue
+        replacement = column(node)
+        if replacement is None:
+            return None
+        node.replace(replacement)
+    return copy if isinstance(copy.this, (exp.Column, exp.Binary, exp.Connector)) else copy.this
+
+
+# ---------------------------------------------------------------- queries over the catalog alone
+
+
+def _is_closed(query: exp.Expr) -> bool:
+    """Whether `query` reads catalog views only, nothing from outside itself, and has only one answer."""
+    refused = (
+        exp.Limit,
+        exp.Offset,
+        exp.TableSample,
+        exp.Window,
+        exp.Lateral,
+        exp.Unnest,
+        exp.Distinct,
+        exp.With,
+    )
+    if query.find(*refused) is not None or unstable(query.walk()):
+        return False
+    if any(not isinstance(node, (exp.Max, exp.Min, exp.Count)) for node in query.find_all(exp.AggFunc)):
+        return False
+    for table in query.find_all(exp.Table):
+        if table.name.lower() not in CATALOG_VIEWS or table.name.lower() in visible_ctes(table):
+            return False
+    aliases = {t.alias_or_name.lower() for t in query.find_all(exp.Table)}
+    # Unqualified names may mean an outer table: only qualified ones are certain, unless a view has them.
+    return all(_is_own(node, aliases, query) for node in query.find_all(exp.Column))
+
+
+def _is_own(node: exp.Column, aliases: set[str], query: exp.Expr) -> bool:
+    if node.table:
+        return node.table.lower() in aliases
+    tables = {t.name.lower() for t in query.find_all(exp.Table)}
+    return any(node.name.lower() in _VIEW_COLUMNS[name] for name in tables)
+
+
+_VIEW_COLUMNS = {
+    "videos": frozenset(
+        [
+            "video_id",
+            "name",
+            "duration",
+            "fps",
+            "width",
+            "height",
+            "frames",
+            "psnr",
+            "psnr_p5",
+            "bpp",
+            "stored_bytes",
+            "shared_bytes",
+            "state",
+            "tags",
+            "recorded_at",
+        ]
+    ),
+    "segments": frozenset(
+        [
+            "video_id",
+            "segment",
+            "scene",
+            "start_frame",
+            "frames",
+            "start_ts",
+            "end_ts",
+            "psnr",
+            "stored_bytes",
+            "codec",
+        ]
+    ),
+    "tasks": frozenset(["name", "version", "kind", "cuts", "labels"]),
+    "routes": frozenset(
+        [
+            "video_id",
+            "segment",
+            "task",
+            "version",
+            "route",
+            "stages",
+            "cut",
+            "scope",
+            "cka",
+            "fidelity",
+            "gflops",
+            "bytes",
+        ]
+    ),
+}
+
+
+def _catalog_text(source: Source) -> exp.Expr | None:
+    """What to put in FROM for a source that the catalog alone answers."""
+    if source.kind == "catalog":
+        return exp.to_table(source.name)
+    if source.kind == "query" and source.query is not None and _is_closed(source.query):
+        return source.query.copy()
+    return None
+
+
+def _from_item(source: Source, alias: str) -> exp.Expr:
+    text = _catalog_text(source)
+    if isinstance(text, exp.Table):
+        return exp.alias_(text, alias, table=True)
+    assert isinstance(text, exp.Query)
+    return text.subquery(alias)
+
+
+# ---------------------------------------------------------------- through a query's outputs
+
+
+def _blocks(select: exp.Select) -> bool:
+    """Whether filtering `select`'s rows differs from filtering what it reads."""
+    if any(select.args.get(part) for part in ("limit", "offset", "group", "having", "qualify", "sample")):
+        return True
+    distinct = select.args.get("distinct")
+    if distinct is not None and distinct.args.get("on") is not None:
+        return True
+    return any(item.find(exp.AggFunc, exp.Window, exp.Unnest, exp.Explode) for item in select.expressions)
+
+
+def _through(atom: exp.Expr, select: exp.Select, columns: Columns) -> exp.Expr | None:
+    """`atom` over `select`'s outputs as one over its sources."""
+    copy = exp.Paren(this=atom.copy())
+    for node in list(copy.find_all(exp.Column)):
+        if node.table != OUT:
+            continue
+        behind = project(select, node.name.lower(), columns)
+        if behind is None or behind.find(exp.Query, exp.Anonymous, exp.AggFunc) or unstable(behind.walk()):
+            return None
+        node.replace(behind.copy() if isinstance(behind, exp.Column) else exp.paren(behind))
+    mapped: exp.Expr = copy.this
+    return mapped
+
+
+def _plain_outputs(query: exp.Expr) -> list[str] | None:
+    if not isinstance(query, exp.Select) or any(item.is_star for item in query.expressions):
+        return None
+    return [item.alias_or_name.lower() for item in query.expressions]
+
+
+def _renamed(node: exp.Expr, names: dict[str, str]) -> exp.Expr:
+    copy = node.copy()
+    for column in copy.find_all(exp.Column):
+        if column.table == OUT:
+            column.set("this", exp.to_identifier(names.get(column.name.lower(), column.name), quoted=True))
+    return copy
+
+
+def _reader_counts(tree: exp.Query) -> dict[int, int]:
+    """How often each CTE's query is read."""
+    counts: dict[int, int] = {}
+    for table in tree.find_all(exp.Table):
+        cte = visible_ctes(table).get(table.name.lower())
+        if cte is not None and not table.name.startswith(RELATION):
+            counts[id(cte.this)] = counts.get(id(cte.this), 0) + 1
+    return counts
+
+
+def _nested_queries(query: exp.Expr) -> Iterator[exp.Expr]:
+    """The queries directly inside `query`, CTEs last: by then their only reader has visited them."""
+    inner = [
+        node
+        for node in query.find_all(exp.Select, exp.SetOperation)
+        if node is not query and node.find_ancestor(exp.Select, exp.SetOperation) is query
+    ]
+    yield from sorted(inner, key=lambda node: isinstance(node.parent, exp.CTE))
+
+
+__all__ = ["FRAME_COLUMNS", "OUT", "find_scopes", "output_names", "weaken"]
