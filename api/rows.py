@@ -1,11 +1,11 @@
-"""Query results as bytes: table, json, csv, arrow, parquet. All are streamed, batch by batch."""
+"""Query results as bytes: table, json, csv, arrow, parquet; written batch by batch."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import MappingProxyType
@@ -17,27 +17,32 @@ import pyarrow.parquet
 
 from nvpstore.api.output import aligned, cell, plain
 
-PLAN_COLUMN = "explain"  # the only column of EXPLAIN's rows
+PLAN_COLUMN = "plan"
+BATCH_ROWS = 1_000
 PAGE_ROWS = 10_000  # a table chooses its column widths anew for each page, so that memory stays bounded
 
 
 class Rows(Protocol):
-    """What a writer needs of a query's result. `batches` may be read once."""
+    """What a writer needs of a query's result."""
 
-    def batches(self) -> pa.RecordBatchReader: ...
+    def arrow(self) -> pa.Table: ...
+
+    def explain(self) -> str: ...
+
+    def explain_dict(self) -> dict[str, Any]: ...
 
 
 def write_table(rows: Rows, stream: IO[bytes]) -> None:
     """For people: aligned columns. A plan is the text that it is."""
-    reader = rows.batches()
-    values = _values(reader)
     with _text(stream) as text:
-        if reader.schema.names == [PLAN_COLUMN]:
-            text.writelines(f"{row[0]}\n" for row in values)
+        if is_plan(rows):
+            text.write(rows.explain() + "\n")
             return
+        table = rows.arrow()
+        values = _values(table)
         page = list(islice(values, PAGE_ROWS))
         while True:
-            lines = aligned(reader.schema.names, [[cell(value) for value in row] for row in page])
+            lines = aligned(table.column_names, [[cell(value) for value in row] for row in page])
             text.writelines(f"{line}\n" for line in lines)
             page = list(islice(values, PAGE_ROWS))
             if not page:
@@ -45,14 +50,14 @@ def write_table(rows: Rows, stream: IO[bytes]) -> None:
 
 
 def write_json(rows: Rows, stream: IO[bytes]) -> None:
-    """A list of row objects, one a line. Floats read back exactly; blobs are base64; NaN is null."""
-    reader = rows.batches()
-    names = _distinct(reader.schema.names)
+    """A list of row objects, one a line. Floats read back exactly; blobs are base64; NaN is null.
+
+    A plan is one object with its bytes, frames and GFLOPs.
+    """
     with _text(stream) as text:
         text.write("[")
         separator = "\n"
-        for row in _values(reader):
-            fields = {name: plain(value) for name, value in zip(names, row, strict=True)}
+        for fields in [plain(rows.explain_dict())] if is_plan(rows) else _objects(rows.arrow()):
             text.write(separator + json.dumps(fields, ensure_ascii=False, allow_nan=False))
             separator = ",\n"
         text.write("\n]\n")
@@ -60,26 +65,22 @@ def write_json(rows: Rows, stream: IO[bytes]) -> None:
 
 def write_csv(rows: Rows, stream: IO[bytes]) -> None:
     """With a heading. NULL is empty, blobs are base64, lists and structs are JSON."""
-    reader = rows.batches()
+    table = rows.arrow()
     with _text(stream) as text:
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(reader.schema.names)
-        writer.writerows([_csv_cell(value) for value in row] for row in _values(reader))
+        writer.writerow(table.column_names)
+        writer.writerows([_csv_cell(value) for value in row] for row in _values(table))
 
 
 def write_arrow(rows: Rows, stream: IO[bytes]) -> None:
     """An Arrow IPC stream."""
-    reader = rows.batches()
-    with pa.ipc.new_stream(stream, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
+    table = rows.arrow()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
 
 
 def write_parquet(rows: Rows, stream: IO[bytes]) -> None:
-    reader = rows.batches()
-    with pa.parquet.ParquetWriter(stream, reader.schema, write_page_checksum=True) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
+    pa.parquet.write_table(rows.arrow(), stream, write_page_checksum=True)
 
 
 BINARY_FORMATS = frozenset({"arrow", "parquet"})
@@ -94,11 +95,26 @@ WRITERS: Mapping[str, Callable[[Rows, IO[bytes]], None]] = MappingProxyType(
 )
 
 
-def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
-    """Rows as Python values; maps as dicts."""
-    for batch in batches:
+def is_plan(rows: Rows) -> bool:
+    """Whether the rows are the lines of EXPLAIN's own text."""
+    table = rows.arrow()
+    if table.num_columns != 1 or table.column_names != [PLAN_COLUMN]:
+        return False
+    # A query may name its own column so.
+    return bool("\n".join(str(line) for line in table.column(0).to_pylist()) == rows.explain())
+
+
+def _values(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Rows as Python values, a batch in memory at a time; maps as dicts."""
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         columns = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
         yield from zip(*columns, strict=True)
+
+
+def _objects(table: pa.Table) -> Iterator[dict[str, Any]]:
+    names = _distinct(table.column_names)
+    for row in _values(table):
+        yield {name: plain(value) for name, value in zip(names, row, strict=True)}
 
 
 def _csv_cell(value: object) -> Any:

@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE_ROOMS = ("api", "catalog", "storage", "video", "query")
-RUNS_TENSORS = {"nvpstore.query.run", "nvpstore.query.operators"}
+RUNS_TENSORS = {"nvpstore.query.operators"}
 
 
 def planning_modules() -> list[str]:
     """Every module that planning a query, or the command line, may load."""
-    names = ["nvpstore", "nvpstore.types", "nvpstore.errors", "nvpstore.config"]
+    names = ["nvpstore", "nvpstore.archive", "nvpstore.types", "nvpstore.errors", "nvpstore.config"]
     for room in TORCH_FREE_ROOMS:
         folder = ROOT / "nvpstore" / room
         for path in sorted(folder.rglob("*.py")):

@@ -30,6 +30,10 @@ def sql(args: argparse.Namespace, output: Output) -> None:
     result = open_archive(args).sql(query)
     with _target(args.output) as stream:
         WRITERS[format_name](result, stream)
+    if result.skipped:
+        segments = ", ".join(f"{skip.video_id[:8]} segment {skip.segment}" for skip in result.skipped[:3])
+        more = ", …" if len(result.skipped) > 3 else ""
+        sys.stderr.write(f"left out {len(result.skipped)} segments: {segments}{more}\n")
 
 
 def _format_name(args: argparse.Namespace) -> str:

@@ -24,16 +24,21 @@ QUERY = """
 
 
 class Answer:
-    """DuckDB's own answer in the shape of a query result."""
+    """DuckDB's own answer in the shape of a query result, or a plan."""
 
-    def __init__(self, query: str) -> None:
-        self._query = query
+    def __init__(self, query: str, plan: str = "") -> None:
+        self._query, self._plan = query, plan
 
-    def batches(self) -> pa.RecordBatchReader:
-        return duckdb.connect().sql(self._query).to_arrow_reader(2)
-
-    def table(self) -> pa.Table:
+    def arrow(self) -> pa.Table:
+        if self._plan:
+            return pa.table({rows.PLAN_COLUMN: self._plan.splitlines()})
         return duckdb.connect().sql(self._query).to_arrow_table()
+
+    def explain(self) -> str:
+        return self._plan or "Query"
+
+    def explain_dict(self) -> dict[str, Any]:
+        return {"total": {"bytes": 7}}
 
 
 def written(format_name: str, query: str = QUERY) -> bytes:
@@ -44,7 +49,7 @@ def written(format_name: str, query: str = QUERY) -> bytes:
 
 
 def test_arrow_and_parquet_hold_the_same_table() -> None:
-    expected = Answer(QUERY).table()
+    expected = Answer(QUERY).arrow()
     assert pa.ipc.open_stream(written("arrow")).read_all().equals(expected)
     assert pa.parquet.read_table(io.BytesIO(written("parquet"))).equals(expected)
 
@@ -103,11 +108,17 @@ def test_nan_is_null_in_json() -> None:
     assert json.loads(written("json", "SELECT 'nan'::DOUBLE AS x")) == [{"x": None}]
 
 
-def test_a_plan_is_shown_as_text() -> None:
-    assert (
-        written("table", f"SELECT 'Scan' AS {rows.PLAN_COLUMN} UNION ALL SELECT '  Fetch'")
-        == b"Scan\n  Fetch\n"
-    )
+def test_a_plan_is_text_for_people_and_one_object_for_programs() -> None:
+    plan = Answer("", plan="Query\n└─ Scan")
+    text, document = io.BytesIO(), io.BytesIO()
+    WRITERS["table"](plan, text)
+    WRITERS["json"](plan, document)
+    assert text.getvalue().decode() == "Query\n└─ Scan\n"
+    assert json.loads(document.getvalue()) == [{"total": {"bytes": 7}}]
+
+
+def test_a_column_that_only_has_the_plan_s_name_is_a_column() -> None:
+    assert json.loads(written("json", f"SELECT 1 AS {rows.PLAN_COLUMN}")) == [{rows.PLAN_COLUMN: 1}]
 
 
 def test_a_long_table_is_shown_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
