@@ -164,9 +164,9 @@ def build_plan(
         segments |= facts
         used = read_columns(table.columns, schemas[table.relation].names)
         scans.append(_scan(table, records[table.relation], used, work=work, con=con, facts=facts))
-    totals = con.execute(
+    ((total_frames, total_segments),) = con.execute(
         "SELECT coalesce(sum(frames), 0)::BIGINT, count(*) FROM idx.store.segments"
-    ).fetchone()
+    ).fetchall()
     return Plan(
         scans=tuple(scans),
         steps=naive_steps(scans),
@@ -174,8 +174,8 @@ def build_plan(
         sql=query.sql,
         snapshot_number=snapshot_number,
         segments=segments,
-        total_frames=totals[0] if totals else 0,
-        total_segments=totals[1] if totals else 0,
+        total_frames=total_frames,
+        total_segments=total_segments,
         skipped=tuple(skip for scan in scans for skip in scan.skipped),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from nvpstore.config import Settings
-from nvpstore.errors import QueryError
+from nvpstore.errors import NvpError, QueryError
 from nvpstore.query.explain import explain_text
 from nvpstore.query.index import load_tasks
 from nvpstore.query.measured import Measured
@@ -22,6 +23,8 @@ from nvpstore.query.rules import improve
 from nvpstore.query.safety import lock_down
 from nvpstore.query.steps import BATCH_FRAMES, Operators, run_plan
 from nvpstore.types import TaskRecord
+
+_POLL_SECONDS = 0.05
 
 
 def execute(
@@ -111,28 +114,31 @@ def _run(
 
 @contextmanager
 def _deadline(con: duckdb.DuckDBPyConnection, stop: threading.Event, seconds: float | None) -> Iterator[None]:
-    """Stops DuckDB and the steps after `seconds`, and DuckDB as soon as `stop` is set by somebody else."""
+    """Stops DuckDB and the steps after `seconds`, and DuckDB too once `stop` is set by somebody else."""
     done, late = threading.Event(), threading.Event()
+    end = None if seconds is None else time.monotonic() + seconds
 
     def watch() -> None:
-        if not stop.wait(seconds) and not done.is_set():
-            late.set()
-            stop.set()
-        if not done.is_set():
-            con.interrupt()
+        while not done.wait(_POLL_SECONDS):
+            if end is not None and time.monotonic() > end:
+                late.set()
+                stop.set()
+            if stop.is_set():
+                con.interrupt()  # again and again: between two statements it is forgotten
 
     watcher = threading.Thread(target=watch, name="query-deadline", daemon=True)
     watcher.start()
     try:
         yield
-    except (QueryError, duckdb.InterruptException) as cause:
+    except (NvpError, duckdb.InterruptException) as cause:
         if late.is_set():
             raise QueryError(f"the query was stopped after {seconds} s (NVP_QUERY_TIMEOUT)") from cause
-        if isinstance(cause, duckdb.InterruptException):
+        if stop.is_set() or isinstance(cause, duckdb.InterruptException):
             raise QueryError("the query was cancelled") from cause
         raise
     finally:
         done.set()
+        watcher.join()
 
 
 def _text_table(text: str) -> pa.Table:

@@ -105,7 +105,11 @@ def unstable(nodes: Iterable[exp.Expr]) -> bool:
 
 def lock_down(con: duckdb.DuckDBPyConnection, *, memory_limit: str, threads: int) -> None:
     """Takes files, network, extensions, Python variables and settings away from `con`, for good."""
-    limits = {"memory_limit": f"'{memory_limit}'", "threads": str(threads)}
+    limits = {
+        "memory_limit": f"'{memory_limit}'",
+        "threads": str(threads),
+        "TimeZone": "'UTC'",  # a machine's own zone must not change rows
+    }
     closed = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",

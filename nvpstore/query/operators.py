@@ -1,0 +1,282 @@
+"""The tensor side of queries: fetch, decode, adapt, tail, rows (a `query.steps.Operators`)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nvpstore.adapters.micro import MicroAdapter
+from nvpstore.adapters.stored import load_adapter
+from nvpstore.codec.artifact import content_rgb, load_decoder, load_latents, shown_rgb
+from nvpstore.codec.build import Architecture
+from nvpstore.codec.hnerv import Decoder
+from nvpstore.errors import SourceError
+from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
+from nvpstore.tasks.registry import LoadedTask, load
+from nvpstore.tasks.spec import TaskSpec
+from nvpstore.types import RGB_STAGE, FrameBatch, SegmentRecord, SourceScan
+from nvpstore.video.source import probe, read_frames
+
+if TYPE_CHECKING:
+    from nvpstore.catalog import Snapshot
+    from nvpstore.query.plan import Scan
+    from nvpstore.query.routes import Route
+    from nvpstore.query.steps import Batch
+
+IMAGE_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "png": {"compress_level": 3},
+    "jpg": {"quality": 92},
+    "webp": {"quality": 92},
+}
+
+
+class Pixels(Protocol):
+    """Frames on their way to a whole backbone or to a person."""
+
+    def for_backbone(self) -> Tensor:
+        """RGB [t, 3, h, w] in 0 … 255, at any size."""
+        ...
+
+    def for_people(self) -> Tensor:
+        """RGB uint8 [t, 3, height, width] at source size."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPixels:
+    """The `rgb` stage's output [t, 3, H, W] and what it takes to show it."""
+
+    rgb: Tensor
+    arch: Architecture
+    height: int
+    width: int
+
+    def for_backbone(self) -> Tensor:
+        return content_rgb(self.rgb, self.arch)
+
+    def for_people(self) -> Tensor:
+        return shown_rgb(self.rgb.float(), self.arch, self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePixels:
+    """Frames of the original, uint8 [t, 3, height, width]."""
+
+    rgb: Tensor
+
+    def for_backbone(self) -> Tensor:
+        return self.rgb
+
+    def for_people(self) -> Tensor:
+        return self.rgb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedSegment:
+    """A segment's decoder, as deep as it was fetched, and its latents [t, …]."""
+
+    record: SegmentRecord
+    arch: Architecture
+    decoder: Decoder
+    latents: Tensor
+    height: int
+    width: int
+    prefix_bytes: int
+    latents_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRoute:
+    """A route's adapter (None for pixel and source routes) and the task behind it."""
+
+    task: LoadedTask
+    cut: str
+    adapter: MicroAdapter | None
+    route_bytes: int
+
+
+class TorchOperators:
+    """Runs on CUDA where there is a device, else on the CPU."""
+
+    def __init__(self, store: ObjectStore, *, threads: int) -> None:
+        self.store = store
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(threads)
+
+    def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> FetchedSegment:
+        """One ranged GET of the stage prefix, one of the latents; both verified by digest."""
+        record = snapshot.segment(video_id, segment)
+        video = snapshot.video(video_id)
+        prefix = record.prefix(stage)
+        data = self.store.get_range(prefix.key, prefix.offset, prefix.size_bytes)
+        names = [name for name, _ in record.stages]
+        groups = [group for _, group in record.stages[: names.index(stage) + 1]]
+        tensors = decode_stages(data, prefix.offset, snapshot.footer(prefix.key), groups)
+        at = record.latents
+        latents = decode_latents(
+            self.store.get_range(at.key, at.offset, at.size_bytes), at.offset, snapshot.footer(at.key), at
+        )
+        arch = Architecture.from_json(record.architecture)
+        return FetchedSegment(
+            record=record,
+            arch=arch,
+            decoder=load_decoder(arch, tensors, device=self.device),
+            latents=load_latents(latents).to(self.device),
+            height=video.height,
+            width=video.width,
+            prefix_bytes=prefix.size_bytes,
+            latents_bytes=at.size_bytes,
+        )
+
+    def load(self, snapshot: Snapshot, route: Route, scan: Scan) -> LoadedRoute:
+        """The adapter by one ranged GET; the backbone is built once a process."""
+        assert scan.task is not None, "frames have no route to load"
+        task = load(TaskSpec.from_json(scan.task.spec), self.device)
+        if route.adapter is None:
+            return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0)
+        at = route.adapter
+        data = self.store.get_range(at.key, at.offset, at.size_bytes)
+        tensors = decode_route(data, snapshot.footer(at.key), at)
+        adapter = load_adapter(tensors, route.stages, task.backbone.cut(route.cut).shapes)
+        return LoadedRoute(
+            task=task, cut=route.cut, adapter=adapter.to(self.device), route_bytes=at.size_bytes
+        )
+
+    @torch.inference_mode()
+    def decode(
+        self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...]
+    ) -> Mapping[str, object]:
+        """Stage features [t, c, h, w]; for `rgb`, Pixels."""
+        positions = torch.from_numpy(frames - handle.record.start_frame).to(self.device)
+        features: dict[str, object] = dict(handle.decoder.taps(handle.latents[positions], taps))
+        if isinstance(rgb := features.get(RGB_STAGE), Tensor):
+            features[RGB_STAGE] = DecodedPixels(
+                rgb=rgb, arch=handle.arch, height=handle.height, width=handle.width
+            )
+        return features
+
+    def source(self, snapshot: Snapshot, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, object]:
+        """`{"rgb": Pixels}` read from the original; SourceError where it is gone or another file."""
+        scan = self._source_scan(snapshot, video_id)
+        wanted = set(frames.tolist())
+        parts = []
+        batches = read_frames(
+            scan.info.path, start_frame=int(frames[0]), end_frame=int(frames[-1]) + 1, scan=scan
+        )
+        for batch in batches:
+            keep = [i for i in range(len(batch)) if batch.first_frame + i in wanted]
+            parts.append(torch.from_numpy(batch.rgb_thwc[keep]).permute(0, 3, 1, 2))
+        return {RGB_STAGE: SourcePixels(rgb=torch.cat(parts))}
+
+    @torch.inference_mode()
+    def adapt(self, features: Mapping[str, Tensor], route: LoadedRoute) -> Sequence[Tensor]:
+        """Stage features → the cut's tensors."""
+        assert route.adapter is not None, "only adapter routes adapt"
+        cut: tuple[Tensor, ...] = route.adapter(features)
+        return cut
+
+    @torch.inference_mode()
+    def tail(self, route: LoadedRoute, features: Sequence[Tensor] | Pixels) -> Tensor:
+        """The cut's tensors through the tail, or pixels through preprocessing and the whole backbone."""
+        if route.adapter is not None:
+            output: Tensor = route.task.backbone.tail(route.cut)(*features)  # type: ignore[misc]
+            return output
+        assert not isinstance(features, Sequence), "pixel and source routes start from pixels"
+        rgb = features.for_backbone().to(self.device)
+        return route.task.backbone.whole(route.task.spec.preprocessing.apply(rgb))
+
+    def rows(self, scan: Scan, outputs: Tensor | Pixels, batch: Batch) -> pa.Table:
+        """The kind's columns and `frame`."""
+        if scan.task is None:
+            assert not isinstance(outputs, Tensor), "frames are made of pixels"
+            return _image_rows(outputs.for_people(), batch, scan.options.image_format)
+        assert isinstance(outputs, Tensor), "tasks answer with a tensor"
+        head = load(TaskSpec.from_json(scan.task.spec), self.device).head
+        positions, table = head.rows(outputs.cpu(), top=scan.options.top)
+        return table.add_column(0, "frame", pa.array(batch.frames[positions]))
+
+    def decode_frames(
+        self,
+        snapshot: Snapshot,
+        video_id: str,
+        *,
+        start: float | None,
+        end: float | None,
+        batch_frames: int,
+    ) -> Iterator[FrameBatch]:
+        """Frames with start ≤ ts < end, at source size, in order."""
+        video = snapshot.video(video_id)
+        for record in snapshot.segments(video_id):
+            ts = (record.pts - (video.pts_origin or 0)) * float(video.time_base)
+            inside = np.flatnonzero(
+                (ts >= (-np.inf if start is None else start)) & (ts < (np.inf if end is None else end))
+            )
+            if not len(inside):
+                continue
+            handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
+            for part in np.split(inside, range(batch_frames, len(inside), batch_frames)):
+                pixels = self.decode(handle, part + record.start_frame, (RGB_STAGE,))[RGB_STAGE]
+                assert isinstance(pixels, DecodedPixels), "the rgb stage gives pixels"
+                # TxCxHxW -> TxHxWxC
+                rgb = pixels.for_people().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                yield FrameBatch(
+                    first_frame=int(part[0]) + record.start_frame, rgb_thwc=rgb, pts=record.pts[part]
+                )
+
+    def _source_scan(self, snapshot: Snapshot, video_id: str) -> SourceScan:
+        """What reading the original at any frame needs, from the catalog instead of a pass over the file."""
+        video = snapshot.video(video_id)
+        path = source_path(self.store, video.source_uri)
+        if path is None or not path.is_file():
+            raise SourceError(
+                f"the original of {video.name} ({video_id}) is not at hand"
+                + (f": looked at {video.source_uri}" if video.source_uri else ": it was not kept")
+            )
+        if (found := path.stat().st_size) != video.source_bytes:
+            raise SourceError(
+                f"{path} is not the file that was ingested: {found} bytes, expected {video.source_bytes}"
+            )
+        pts = np.concatenate([segment.pts for segment in snapshot.segments(video_id)])
+        return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
+
+
+def source_path(store: ObjectStore, source_uri: str | None) -> Path | None:
+    """Where the original can be read as a file: what was referenced, or the archive's own local copy."""
+    if source_uri is None:
+        return None
+    if source_uri.startswith("file://"):
+        return Path(unquote(urlsplit(source_uri).path))
+    local = store.local_path(source_uri)
+    return None if local is None else Path(local)
+
+
+def _image_rows(rgb_tchw: Tensor, batch: Batch, image_format: str) -> pa.Table:
+    height, width = rgb_tchw.shape[2:]
+    count = len(batch.frames)
+    return pa.table(
+        {
+            "frame": pa.array(batch.frames),
+            "width": pa.array(np.full(count, width, np.int32)),
+            "height": pa.array(np.full(count, height, np.int32)),
+            "image": pa.array([_encode(image, image_format) for image in rgb_tchw], pa.binary()),
+        }
+    )
+
+
+def _encode(rgb_chw: Tensor, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(rgb_chw.permute(1, 2, 0).cpu().numpy())
+    image.save(buffer, "jpeg" if image_format == "jpg" else image_format, **IMAGE_OPTIONS[image_format])
+    return buffer.getvalue()
