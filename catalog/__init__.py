@@ -5,3 +5,8 @@ if __name__ != "nvpstore.catalog":
         "import nvpstore.catalog, not catalog: the folder is linked into the nvpstore package "
         "(nvpstore/catalog is a symbolic link; a checkout without links needs git's core.symlinks)"
     )
+
+from nvpstore.catalog.index import Catalog
+from nvpstore.catalog.snapshot import IndexedRoute, IndexedVideo, Snapshot
+
+__all__ = ["Catalog", "IndexedRoute", "IndexedVideo", "Snapshot"]

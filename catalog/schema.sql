@@ -9,7 +9,7 @@ CREATE TABLE store.snapshot (
 CREATE TABLE store.objects (key VARCHAR PRIMARY KEY, size_bytes BIGINT, sha256 VARCHAR, log_number BIGINT);
 
 CREATE TABLE store.videos (
-    video_id VARCHAR PRIMARY KEY, attempt VARCHAR, name VARCHAR, state VARCHAR,
+    video_id VARCHAR PRIMARY KEY, attempt VARCHAR, sha256 VARCHAR, name VARCHAR, state VARCHAR,
     source_uri VARCHAR, source_bytes BIGINT, container VARCHAR, source_codec VARCHAR,
     width INTEGER, height INTEGER, rotation_degrees INTEGER,
     time_base_num BIGINT, time_base_den BIGINT, fps_num BIGINT, fps_den BIGINT,
@@ -19,8 +19,14 @@ CREATE TABLE store.videos (
     tags MAP(VARCHAR, VARCHAR), recorded_at TIMESTAMPTZ, hold BOOLEAN
 );
 
+-- What people said last about a video, whether its manifest was read before or after; `videos` repeats it.
+CREATE TABLE store.meta (
+    video_id VARCHAR PRIMARY KEY, name VARCHAR, tags MAP(VARCHAR, VARCHAR), recorded_at TIMESTAMPTZ, hold BOOLEAN
+);
+
 -- `pts` is NULL where the step is constant: then pts of frame start_frame + k is pts_first + k * pts_step.
--- Times are seconds since the video's first pts.
+-- Times are seconds since the video's first pts. A segment's frames are at start_ts <= ts < end_ts: end_ts is
+-- where the next segment starts, and for the last one a frame's duration after its last frame.
 CREATE TABLE store.segments (
     video_id VARCHAR, segment INTEGER, scene INTEGER, start_frame BIGINT, frames INTEGER,
     start_ts DOUBLE, end_ts DOUBLE,
@@ -47,8 +53,9 @@ CREATE TABLE store.tasks (
 );
 
 -- `key` .. `sha256` give the row group that holds the adapter; NULL for pixel and source routes.
+-- `position` is the route's place in its object.
 CREATE TABLE store.routes (
-    video_id VARCHAR, segment INTEGER, task VARCHAR, version VARCHAR, attempt VARCHAR,
+    video_id VARCHAR, position INTEGER, segment INTEGER, task VARCHAR, version VARCHAR, attempt VARCHAR,
     route VARCHAR, stages VARCHAR[], cut VARCHAR, scope VARCHAR,
     cka DOUBLE, ridge_r2 DOUBLE, fidelity DOUBLE, fidelity_confident DOUBLE, confident_frames INTEGER,
     gflops DOUBLE, bytes BIGINT,
@@ -58,7 +65,7 @@ CREATE TABLE store.routes (
 CREATE VIEW videos AS
 SELECT v.video_id, v.name, v.duration, v.fps_num / v.fps_den AS fps, v.width, v.height, v.frames,
        v.psnr, v.psnr_p5,
-       8.0 * (o.stored_bytes - o.other_stream_bytes) / (v.width::DOUBLE * v.height * v.frames) AS bpp,
+       8.0 * (o.stored_bytes - o.other_stream_bytes) / nullif(v.width::DOUBLE * v.height * v.frames, 0) AS bpp,
        o.stored_bytes, 0::BIGINT AS shared_bytes, v.state, v.tags, v.recorded_at,
        v.source_bytes, v.preset, v.fit_seconds, v.resize_bound_psnr
 FROM store.videos v
@@ -74,7 +81,7 @@ FROM store.segments;
 
 CREATE VIEW tasks AS
 SELECT name, version, kind, cuts, labels FROM store.tasks
-QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC) = 1;
+QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1;
 
 CREATE VIEW routes AS
 SELECT video_id, segment, task, version, route, stages, cut, scope, cka, fidelity, gflops, bytes,

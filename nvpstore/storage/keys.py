@@ -86,6 +86,11 @@ def check_name(name: str) -> str:
     return _checked("name", name)
 
 
+def check_attempt(attempt: str) -> str:
+    """Return `attempt` (or an archive's id, which is made alike) unchanged. Raises UsageError."""
+    return _checked("attempt", attempt)
+
+
 def log_key(number: int) -> str:
     return _key("log", number=f"{number:020d}")
 

@@ -64,7 +64,7 @@ StillValid = Callable[[Sequence[LogEntry]], bool]
 
 
 class Log:
-    """The log of one archive. Not for several threads at once; make one a thread, they are cheap."""
+    """The log of one archive. Can be shared by threads: all they share is where a look begins."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store

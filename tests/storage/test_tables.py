@@ -237,7 +237,7 @@ def some_video(segments: int = 2, **changes: object) -> VideoRecord:
         )
         for n in range(segments)
     )  # fmt: skip
-    fields: dict[str, object] = dict(
+    video = VideoRecord(
         video_id="a" * 32, attempt="01", sha256="a" * 64, name="clip.mp4", source_uri=None, source_bytes=9,
         container="mp4", source_codec="h264", width=641, height=272, rotation_degrees=90,
         time_base=Fraction(1, 12800), average_fps=Fraction(30000, 1001), preset="demo", psnr=float("inf"),
@@ -245,7 +245,7 @@ def some_video(segments: int = 2, **changes: object) -> VideoRecord:
         footers={"w": b"\x00footer", "l": b""} if segments else {},
         audio=StoredObject(key="a.mka", size_bytes=5, sha256="d" * 64),
     )  # fmt: skip
-    return VideoRecord(**(fields | changes))  # type: ignore[arg-type]
+    return replace(video, **changes)  # type: ignore[arg-type]
 
 
 def same_video(left: VideoRecord, right: VideoRecord) -> bool:

@@ -1,0 +1,203 @@
+"""Rows of the index's tables from stored values, and back. Column names are those of schema.sql."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvpstore.storage.tables import decode_routes, footer_of, route_ranges
+from nvpstore.types import (
+    ByteRange,
+    SegmentRecord,
+    StoredObject,
+    TaskRecord,
+    VideoMeta,
+    VideoRecord,
+)
+
+Row = dict[str, Any]
+
+
+def object_row(obj: StoredObject, log_number: int) -> Row:
+    return {"key": obj.key, "size_bytes": obj.size_bytes, "sha256": obj.sha256, "log_number": log_number}
+
+
+def task_row(task: TaskRecord, log_number: int) -> Row:
+    return {
+        "name": task.name,
+        "version": task.version,
+        "kind": task.kind,
+        "cuts": task.cuts,
+        "labels": list(task.labels),
+        "spec": task.spec,
+        "log_number": log_number,
+    }
+
+
+def meta_row(meta: VideoMeta) -> Row:
+    return {
+        "video_id": meta.video_id,
+        "name": meta.name,
+        "tags": list(meta.tags.items()),
+        "recorded_at": meta.recorded_at,
+        "hold": meta.hold,
+    }
+
+
+def video_row(video: VideoRecord) -> Row:
+    same = (
+        "video_id", "attempt", "sha256", "name", "state", "source_uri", "source_bytes", "container",
+        "source_codec", "width", "height", "rotation_degrees", "frames", "preset",
+    )  # fmt: skip
+    measured = ("psnr", "psnr_p5", "resize_bound_psnr", "fit_seconds")
+    return {
+        **{name: getattr(video, name) for name in same},
+        **{name: _measured(getattr(video, name)) for name in measured},
+        "time_base_num": video.time_base.numerator,
+        "time_base_den": video.time_base.denominator,
+        "fps_num": video.average_fps.numerator,
+        "fps_den": video.average_fps.denominator,
+        "duration": _seconds(_end_pts(video), video) if video.segments else None,
+        "audio_key": video.audio.key if video.audio else None,
+        "tags": [],
+        "recorded_at": None,
+        "hold": False,
+    }
+
+
+def segment_rows(video: VideoRecord) -> Iterator[Row]:
+    ends = [int(segment.pts[0]) for segment in video.segments[1:]]
+    ends += [_end_pts(video)] if video.segments else []
+    for segment, end in zip(video.segments, ends, strict=True):
+        first, step, pts = _compact(segment.pts)
+        yield {
+            "video_id": video.video_id,
+            "segment": segment.segment,
+            "scene": segment.scene,
+            "start_frame": segment.start_frame,
+            "frames": segment.frames,
+            "start_ts": _seconds(first, video),
+            "end_ts": _seconds(end, video),
+            "pts_origin": int(video.segments[0].pts[0]),
+            "pts_first": first,
+            "pts_step": step,
+            "pts": pts,
+            "psnr": _measured(segment.psnr),
+            "frame_psnr": segment.frame_psnr,
+            "stored_bytes": segment.stored_bytes,
+            "codec": segment.codec,
+            "architecture": segment.architecture,
+            "latents_key": segment.latents.key,
+            "latents_offset": segment.latents.offset,
+            "latents_bytes": segment.latents.size_bytes,
+            "latents_sha256": segment.latents.sha256,
+        }
+
+
+def stage_rows(video: VideoRecord) -> Iterator[Row]:
+    for segment in video.segments:
+        stages = zip(segment.stages, segment.gflops, strict=True)
+        for position, ((stage, part), gflops) in enumerate(stages):
+            yield {
+                "video_id": video.video_id,
+                "segment": segment.segment,
+                "position": position,
+                "stage": stage,
+                **range_columns(part),
+                "gflops": gflops,
+            }
+
+
+def footer_rows(footers: Mapping[str, bytes]) -> Iterator[Row]:
+    return ({"key": key, "footer": footer} for key, footer in footers.items())
+
+
+def route_rows(key: str, data: bytes) -> tuple[list[Row], bytes]:
+    """The rows of a whole routes object, and its footer."""
+    routes = decode_routes(data)
+    same = (
+        "segment", "route", "cut", "scope", "cka", "ridge_r2", "fidelity", "fidelity_confident",
+        "confident_frames", "gflops", "bytes",
+    )  # fmt: skip
+    shared = {
+        "video_id": routes.video_id,
+        "task": routes.task,
+        "version": routes.version,
+        "attempt": routes.attempt,
+    }
+    pairs = zip(routes.routes, route_ranges(key, data), strict=True)
+    found = [
+        {
+            **shared,
+            "position": position,
+            **{name: getattr(route, name) for name in same},
+            "stages": list(route.stages),
+            **(range_columns(part) if part else {}),
+        }
+        for position, (route, part) in enumerate(pairs)
+    ]
+    return found, footer_of(data)
+
+
+def segment_record(row: Row, stages: Sequence[Row]) -> SegmentRecord:
+    """The value behind a row of `store.segments` and its rows of `store.stages`, in decode order."""
+    pts = row["pts"]
+    if pts is None:
+        pts = row["pts_first"] + row["pts_step"] * np.arange(row["frames"], dtype=np.int64)
+    return SegmentRecord(
+        segment=row["segment"],
+        scene=row["scene"],
+        start_frame=row["start_frame"],
+        pts=np.asarray(pts, dtype=np.int64),
+        psnr=math.nan if row["psnr"] is None else row["psnr"],
+        frame_psnr=np.asarray(row["frame_psnr"], dtype=np.float32),
+        codec=row["codec"],
+        architecture=row["architecture"],
+        stages=tuple((stage["stage"], byte_range(stage)) for stage in stages),
+        gflops=tuple(stage["gflops"] for stage in stages),
+        latents=ByteRange(
+            key=row["latents_key"],
+            offset=row["latents_offset"],
+            size_bytes=row["latents_bytes"],
+            sha256=row["latents_sha256"],
+        ),
+    )
+
+
+def range_columns(part: ByteRange) -> Row:
+    return {"key": part.key, "offset": part.offset, "size_bytes": part.size_bytes, "sha256": part.sha256}
+
+
+def byte_range(row: Row) -> ByteRange:
+    return ByteRange(key=row["key"], offset=row["offset"], size_bytes=row["size_bytes"], sha256=row["sha256"])
+
+
+def _compact(pts: NDArray[np.int64]) -> tuple[int, int | None, list[int] | None]:
+    """First pts and step where the step is constant; else the first pts, no step, and all of them."""
+    steps = np.diff(pts)
+    if np.all(steps == steps[:1]):
+        return int(pts[0]), int(steps[0]) if len(steps) else 0, None
+    return int(pts[0]), None, pts.tolist()
+
+
+def _end_pts(video: VideoRecord) -> int:
+    """Where the last frame ends: it is taken to last as long as the one before it, or as the average."""
+    last = video.segments[-1].pts
+    if len(last) > 1:
+        return int(2 * last[-1] - last[-2])
+    average = 1 / (video.average_fps * video.time_base) if video.average_fps > 0 else Fraction(0)
+    return int(last[-1]) + max(1, round(average))
+
+
+def _seconds(pts: int, video: VideoRecord) -> float:
+    return float((pts - int(video.segments[0].pts[0])) * video.time_base)
+
+
+def _measured(value: float) -> float | None:
+    # SQL's word for "not measured"; NaN would sort above everything.
+    return None if math.isnan(value) else value
