@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,10 @@ class LocalStore(ObjectStore):
 
     def size(self, key: str) -> int:
         with self._reading(key):
-            return self._path(key).stat().st_size
+            found = self._path(key).stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(key)
+            return found.st_size
 
     def exists(self, key: str) -> bool:
         try:

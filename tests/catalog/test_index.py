@@ -54,6 +54,7 @@ def test_an_empty_archive_has_empty_views(catalog: Catalog) -> None:
     assert all(not rows for rows in all_rows(snapshot).values())
 
 
+@pytest.mark.parametrize("archive", ["local", "memory"], indirect=True)
 def test_rows_are_the_same_grown_entry_by_entry_fresh_and_rebuilt(
     archive: Any, catalog: Catalog, cache_dir: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_a_flipped_bit_in_a_manifest_is_named(archive: Any, catalog: Catalog) ->
     assert index_files(catalog) == []
 
 
+@pytest.mark.parametrize("archive", ["local", "memory"], indirect=True)
 def test_threads_and_catalogs_build_one_file_together(archive: Any, cache_dir: Path) -> None:
     fill(archive)
     catalogs = [Catalog(archive.store, cache_dir) for _ in range(4)]
@@ -207,9 +209,8 @@ def test_threads_and_catalogs_build_one_file_together(archive: Any, cache_dir: P
     assert len(index_files(catalogs[0])) == 1
 
 
-def test_another_process_uses_the_same_file(tmp_path: Path, cache_dir: Path, archive: Any) -> None:
-    if archive.store.local_path("x") is None:
-        pytest.skip("memory:// is this process's own")
+@pytest.mark.parametrize("archive", ["local"], indirect=True)
+def test_another_process_uses_the_same_file(archive: Any, cache_dir: Path) -> None:
     fill(archive)
     code = (
         "import sys; from nvpstore.catalog import Catalog; from nvpstore.storage.objects import open_store;"

@@ -30,6 +30,7 @@ def test_segments_come_back_as_stored(archive: Any, catalog: Catalog, pts: tuple
         snapshot.segment(video.video_id, 7)
 
 
+@pytest.mark.parametrize("archive", ["local", "memory"], indirect=True)
 def test_a_partial_decode_needs_one_range_and_no_footer_read(archive: Any, catalog: Catalog) -> None:
     video = archive.add_video("one")
     snapshot = catalog.snapshot()
@@ -45,6 +46,7 @@ def test_a_partial_decode_needs_one_range_and_no_footer_read(archive: Any, catal
     np.testing.assert_array_equal(latents.pts, segment.pts)
 
 
+@pytest.mark.parametrize("archive", ["local", "memory"], indirect=True)
 def test_one_routes_adapter_is_one_small_range(archive: Any, catalog: Catalog) -> None:
     video = archive.add_video("one")
     task = archive.add_task()
