@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)  ## make .venv with everything that works on a CPU
 
 demo: $(STAMP)  ## ingest real footage, question it with SQL, write demo/report.html
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)  ## run the test suite; a skipped test is a failure
 	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)"
@@ -43,7 +43,7 @@ docs: $(STAMP)
 	$(BIN)/python -m nvpstore.api.docs --check docs/cli.md
 
 bench: $(STAMP)  ## measure latency on this machine into benchmarks/results
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python -m benchmarks.latency
 
 soak: $(STAMP)  ## run the property tests with many more examples and fresh seeds
 	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)" --hypothesis-profile=soak

@@ -1,4 +1,4 @@
-"""python benchmarks/fit.py --out benchmarks/results/fit.json [--clip FILE] [--device cpu] [--preset NAME …]
+"""python -m benchmarks.fit --out benchmarks/results/fit.json [--clip FILE] [--device cpu] [--preset NAME …]
 
 How long a clip takes to fit, and what PSNR its stored 8-bit weights have at source size over all
 frames. Pixels only, no task terms. Each preset's result is kept as it is finished, and an unfinished
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from footage import Frames, read_frames, synthetic_frames
-from machine import write_result
 
+from benchmarks.frames import Frames, read_frames, synthetic_frames
+from benchmarks.machine import write_result
 from nvpstore.codec.artifact import (
     coded_frames,
     decode_taps,

@@ -10,9 +10,6 @@ PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-benchmarks/results/gpu}
 PART_SECONDS=${PART_SECONDS:-600}
 
-# Run from the checkout: such boxes have torch, but cannot install anything.
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-
 run_part() {
   local part=$1 result="$RESULTS/$1.json"
   if [[ -s $result ]]; then
@@ -20,7 +17,8 @@ run_part() {
     return 0
   fi
   echo "$part: running"
-  timeout "$PART_SECONDS" "$PYTHON" "benchmarks/$part.py" --device cuda --out "$result" \
+  # -m finds nvpstore in the current folder: such boxes cannot install anything.
+  timeout "$PART_SECONDS" "$PYTHON" -m "benchmarks.$part" --device cuda --out "$result" \
     ${CLIP:+--clip "$CLIP"}
 }
 
