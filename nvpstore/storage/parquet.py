@@ -103,15 +103,20 @@ def ranges_of(key: str, data: bytes) -> tuple[ByteRange, ...]:
     )
 
 
-def read_index(footer: bytes, *, kind: str, what: str) -> Any:
-    """The `index` that a file was written with. Raises ArchiveError for an unknown format version."""
+def check_kind(footer: bytes, *, kind: str, what: str) -> None:
+    """Raises ArchiveError for an unknown format version, IntegrityError for a file of another kind."""
     metadata = _layout(footer).metadata.metadata or {}
     check_format(_number(metadata.get(_FORMAT)), what=what)
     found = metadata.get(_KIND, b"").decode(errors="replace")
     if found != kind:
         raise IntegrityError(f"{what} is a file of {found or 'unknown things'}, expected {kind}")
+
+
+def read_index(footer: bytes, *, kind: str, what: str) -> Any:
+    """The `index` that a file was written with. Raises as `check_kind` does."""
+    check_kind(footer, kind=kind, what=what)
     try:
-        return json.loads(metadata[_INDEX])
+        return json.loads(_layout(footer).metadata.metadata[_INDEX])
     except (KeyError, ValueError):
         raise IntegrityError(f"{what} has no readable index") from None
 

@@ -13,6 +13,7 @@ from nvpstore.errors import IntegrityError
 from nvpstore.storage.manifest import decode_manifest, encode_manifest
 from nvpstore.storage.parquet import (
     EncodedTable,
+    check_kind,
     encode_groups,
     footer_of,
     group_position,
@@ -84,7 +85,7 @@ def decode_stages(
     Raises IntegrityError naming key and offset, ArchiveError for an unknown format version.
     """
     if row_groups:
-        read_index(footer, kind="weights", what=row_groups[0].key)
+        check_kind(footer, kind="weights", what=row_groups[0].key)
     return _tensors(data, offset, footer, row_groups)
 
 
@@ -210,7 +211,7 @@ def decode_route(data: bytes, footer: bytes, row_group: ByteRange) -> tuple[Stor
 
     Raises IntegrityError naming key and offset, ArchiveError for an unknown format version.
     """
-    read_index(footer, kind="routes", what=row_group.key)
+    check_kind(footer, kind="routes", what=row_group.key)
     return _tensors(data, row_group.offset, footer, (row_group,))[0]
 
 

@@ -63,9 +63,8 @@ def some_stages(total_bytes: int, *, segments: int = 1) -> list[StoredStage]:
                 encoding="int8-channel", scale=bias.tobytes(), payload=weights.tobytes(),
             )  # fmt: skip
             plain = replace(kernel, name=f"stages.{position}.conv.bias", shape=(64,), encoding="float16")
-            stages.append(
-                StoredStage(segment=segment, stage=str(position), tensors=(kernel, replace(plain, scale=b"")))
-            )
+            plain = replace(plain, scale=b"", payload=bias.tobytes())
+            stages.append(StoredStage(segment=segment, stage=str(position), tensors=(kernel, plain)))
     return stages
 
 
