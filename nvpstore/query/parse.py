@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import duckdb
 import sqlglot
-from sqlglot import exp
+from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
 from nvpstore.errors import QueryError
@@ -78,7 +78,7 @@ def parse(sql: str, tasks: Collection[str], *, params: Params | None = None) -> 
     and statements that reach outside the archive.
     """
     mode, body = _split_explain(sql)
-    tree = _single_select(body)
+    tree = _single_select(_numbered(body))
     check_safe(tree)
     tree = _bind_now(_bind(tree, params), datetime.now(UTC))
     tables = [_replace(node, tasks, tree=tree, number=n) for n, node in enumerate(_task_nodes(tree, tasks))]
@@ -120,14 +120,21 @@ def _syntax_error(cause: SqlglotError) -> QueryError:
 # ---------------------------------------------------------------- parameters and the time
 
 
+def _numbered(sql: str) -> str:
+    """`?` as `$1`, `$2`, … in the order of the text, which the tree does not keep."""
+    try:
+        marks = [t for t in sqlglot.tokenize(sql, read="duckdb") if t.token_type is TokenType.PLACEHOLDER]
+    except SqlglotError as cause:
+        raise _syntax_error(cause) from cause
+    for number, token in reversed(list(enumerate(marks, start=1))):
+        sql = f"{sql[: token.start]}${number}{sql[token.end + 1 :]}"
+    return sql
+
+
 def _bind(tree: exp.Query, params: Params | None) -> exp.Query:
-    """Puts `?`, `$1` and `$name` values into the tree as literals: scope needs them as well as DuckDB."""
-    unnamed = 0
+    """Puts `$1` and `$name` values into the tree as literals: scope needs them as well as DuckDB."""
     for node in list(tree.find_all(exp.Placeholder, exp.Parameter)):
-        name = str(node.name or "")
-        if not name:
-            unnamed += 1
-        node.replace(_literal(_value(params, name or str(unnamed), node), node))
+        node.replace(_literal(_value(params, str(node.name), node), node))
     return tree
 
 

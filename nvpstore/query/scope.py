@@ -252,10 +252,10 @@ def _rewriter(
         source, name = resolve(node, among), node.name.lower()
         if source is None:
             return None
+        if source.index in catalog:
+            return exp.column(name, table=catalog[source.index])
         mine = source is target or (source.index, name) in equal
-        if mine and (allowed is None or name in allowed):
-            return exp.column(name, table=OUT)
-        return exp.column(name, table=catalog[source.index]) if source.index in catalog else None
+        return exp.column(name, table=OUT) if mine and (allowed is None or name in allowed) else None
 
     return lambda atom: _substitute(atom, column)
 

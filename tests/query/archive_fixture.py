@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections import Counter
@@ -293,6 +294,7 @@ def answers(kind: str, version: str, video_id: str, frames: Any, top: int) -> pa
     return pa.Table.from_pylist(rows, schema=output_schema(kind))
 
 
+@functools.cache
 def _answer(kind: str, version: str, video_id: str, frame: int, top: int) -> list[dict[str, Any]]:
     seed = int(hashlib.sha256(f"{version}{video_id}{frame // 7}".encode()).hexdigest()[:8], 16)
     if kind == "classification":
@@ -356,6 +358,7 @@ def brute_force_sample(ts: list[Fraction], every: Fraction) -> list[int]:
     return picked
 
 
+@functools.cache
 def _naive_rows(clip: Clip, kind: str, version: str, options: Any) -> pa.Table:
     exact = [(pts - clip.pts[0]) * clip.time_base for pts in clip.pts]
     frames = list(range(len(clip.pts)))

@@ -1,0 +1,1 @@
+EXPLAIN SELECT embedding FROM embed e JOIN videos v USING (video_id) WHERE v.name = 'yard.mp4'

@@ -1,0 +1,1 @@
+EXPLAIN SELECT ts, label FROM labels WHERE rank = 1 AND ts < 1

@@ -1,0 +1,1 @@
+EXPLAIN SELECT count(*) FROM labels(every := 0.5, top := 3)

@@ -1,0 +1,1 @@
+EXPLAIN SELECT label FROM labels WHERE ts < 0
