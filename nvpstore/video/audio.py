@@ -14,11 +14,14 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 from nvpstore.errors import SourceError
+from nvpstore.video.decoder import open_container
 
 # MP4 and MOV hold raw PCM too, but few players read it from there.
 _MP4_COPIES = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 _AAC_BITS_PER_SECOND = 192_000
 _AAC_RATES = (48_000, 44_100, 96_000, 88_200, 64_000, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+# By number of channels: raw sound often does not name its layout, and AAC has one for each number.
+_AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 
 
 class AudioCopy:
@@ -118,13 +121,7 @@ def open_audio(
     if path is None:
         yield None
         return
-    try:
-        source = av.open(path, "r", metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise SourceError(
-            f"{path}: its audio cannot be read ({error.strerror}); a media file is needed"
-        ) from error
-    with source:
+    with open_container(path) as source:
         yield AudioCopy(path, source, target, shift_seconds=shift_seconds)
 
 
@@ -136,6 +133,6 @@ def _holds(target: OutputContainer, stream: AudioStream) -> bool:
 def _add_encoder(target: OutputContainer, stream: AudioStream) -> AudioStream:
     rate = stream.rate if stream.rate in _AAC_RATES else _AAC_RATES[0]
     encoder = target.add_stream("aac", rate=rate)
-    encoder.layout = stream.layout.name
+    encoder.layout = _AAC_LAYOUTS.get(stream.channels, "stereo")
     encoder.bit_rate = _AAC_BITS_PER_SECOND
     return encoder

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import SourceError
 from nvpstore.types import SourceInfo
+from nvpstore.video.matroska import declared_bytes
 
 _FALLBACK_FPS = Fraction(25)  # FFmpeg's own, for streams that say nothing
 
@@ -40,7 +41,11 @@ _EXACT = (
 )
 
 # Containers whose duration is what the muxer wrote, not what FFmpeg found in the file.
-_DECLARE_DURATION = ("matroska,webm", "flv")
+_MATROSKA = "matroska,webm"
+_DECLARE_DURATION = (_MATROSKA, "flv")
+
+# Their frames lie in other files, which the digest does not cover and the caller may not be allowed to read.
+_PLAYLISTS = ("hls", "dash", "concat", "imf")
 
 _UNDECODABLE_LEAD_IN = 8
 
@@ -115,8 +120,6 @@ class Decoder:
 
     def check_complete(self) -> None:
         """After `frames` ended: raise SourceError if the container declares more than there was."""
-        if self.decoded == 0:
-            raise self.no_frames()
         # Every indexed packet must be there, but streams that were cut without re-encoding may begin with
         # frames whose reference is gone.
         if self._packets < self.declared_frames or self.decoded < self.declared_frames - _UNDECODABLE_LEAD_IN:
@@ -126,6 +129,10 @@ class Decoder:
         slack = max(3 / float(self.fps), min(0.5, declared / 10))
         if self._covered_seconds < declared - slack:
             raise self.damaged(f"it ends after {self._covered_seconds:.1f} s of {declared:.1f} s")
+        if self.container.format.name == _MATROSKA and os.path.getsize(self.path) < declared_bytes(self.path):
+            raise self.damaged("the file is truncated")
+        if self.decoded == 0:
+            raise self.no_frames()
 
     def no_frames(self) -> SourceError:
         return SourceError(f"{self.path}: its video stream has no frames; at least one is needed")
@@ -134,7 +141,7 @@ class Decoder:
         declared = self.declared_frames or round(self._declared_seconds() * self.fps)
         of = f" of {declared}" if declared else ""
         return SourceError(
-            f"{self.path}: only {self.decoded}{of} frames could be decoded: {reason}; "
+            f"{self.path}: {self.decoded}{of} frames could be decoded: {reason}; "
             "a whole, undamaged file is needed"
         )
 
@@ -219,18 +226,31 @@ class Converter:
 @contextmanager
 def open_decoder(path: str) -> Iterator[Decoder]:
     """Open the first video stream that is not a cover picture. Raises SourceError; always closes the file."""
+    with open_container(path) as container:
+        stream = _video_stream(path, container)
+        stream.thread_type = ThreadType.AUTO
+        yield Decoder(path, container, stream)
+
+
+def open_container(path: str) -> InputContainer:
+    """Open one local media file and nothing it points to. Raises SourceError; the caller closes it."""
     _check_file(path)
     try:
-        container = av.open(path, "r", metadata_errors="replace")
+        # Absolute, or FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(
+            os.path.abspath(path), "r", metadata_errors="replace", options={"protocol_whitelist": "file"}
+        )
     except av.FFmpegError as error:
         raise SourceError(
             f"{path}: not a video that FFmpeg can open ({error.strerror}); "
             "it may be cut short or another kind of file, a whole video is needed"
         ) from error
-    with container:
-        stream = _video_stream(path, container)
-        stream.thread_type = ThreadType.AUTO
-        yield Decoder(path, container, stream)
+    if container.format.name in _PLAYLISTS:
+        container.close()
+        raise SourceError(
+            f"{path}: is a playlist ({container.format.name}); a file that holds the video is needed"
+        )
+    return container
 
 
 def unreadable(path: str, error: OSError) -> SourceError:

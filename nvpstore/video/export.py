@@ -30,7 +30,8 @@ from nvpstore.video.audio import AudioCopy, open_audio
 
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _LOSSLESS_FORMATS = {".mkv": "matroska", ".mp4": "mp4"}
-_H264 = {"crf": "16", "preset": "medium"}
+# swscale centers the chroma samples that it makes; without a note players take H.264's to lie on the left.
+_H264 = {"crf": "16", "preset": "medium", "x264-params": "chromaloc=1"}
 _FFV1 = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}  # every frame alone, with checksums
 _HD_HEIGHT = 720
 _LARGEST_RATE_TERM = 1_000_000
@@ -239,7 +240,8 @@ def _part_file(out: str, *, overwrite: bool) -> Iterator[Path]:
         raise StoreError(f"{out}: is a folder; the path of a file is needed")
     if not target.parent.is_dir():
         raise StoreError(f"{out}: the folder {target.parent} does not exist; make it first")
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    # Absolute, or FFmpeg takes what stands before a colon for a protocol.
+    part = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with _store_errors(out):
             _refuse_existing(target, overwrite=overwrite)

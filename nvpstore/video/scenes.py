@@ -6,9 +6,10 @@ about equally). So for a frame k, with d(a, b) the mean absolute difference of t
 
     across = min d(k - i, k + j)    over i = 1 … w, j = 0 … w - 1: all before against all after
     motion = median d(n - 1, n)     over the neighbours n of k, k itself left out
-    cut    ⇔ across ≥ threshold and across ≥ 2 · motion
+    cut    ⇔ across ≥ threshold, across ≥ 2 · motion, and across ≥ d(k - 1, k) / 2
 
-`across` is the flash test, and `motion` the adaptive threshold that PySceneDetect's AdaptiveDetector uses too
+`across` is the flash test: it falls where the picture comes back, though moved a little. `motion` is the
+adaptive threshold that PySceneDetect's AdaptiveDetector uses too
 (https://www.scenedetect.com/docs/latest/api/detectors.html), with a median for the mean so that two cuts
 close together do not hide each other. Fades and dissolves have no such frame and are not cuts here: a maximum
 segment length bounds what they cost.
@@ -28,6 +29,7 @@ DEFAULT_CUT_THRESHOLD = 12.0
 
 _WINDOW = 4  # frames on either side that are looked at: a flash may last _WINDOW - 1 frames
 _MOTION_RATIO = 2.0
+_RETURN_RATIO = 0.5
 
 
 class CutDetector:
@@ -64,7 +66,8 @@ class CutDetector:
         if self._steps[at] < self._threshold:
             return None
         across = self._across(at)
-        return frame if across >= max(self._threshold, _MOTION_RATIO * self._motion(at)) else None
+        needed = max(self._threshold, _MOTION_RATIO * self._motion(at), _RETURN_RATIO * self._steps[at])
+        return frame if across >= needed else None
 
     def _across(self, at: int) -> float:
         held = list(self._thumbnails)

@@ -38,6 +38,7 @@ def probe(path: str) -> SourceInfo:
     with open_decoder(path) as decoder:
         for _, first in decoder.frames():
             return _describe(decoder, Converter(path, first))
+        decoder.check_complete()  # says more, where the file is cut short
         raise decoder.no_frames()
 
 

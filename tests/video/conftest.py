@@ -1,0 +1,107 @@
+"""Small files made with PyAV itself, each with one property that real files have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What to write; the defaults are 60 frames of H.264 with B-frames and one keyframe."""
+
+    name: str = "clip.mp4"
+    frames: int = 60
+    width: int = 96
+    height: int = 64
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    options: dict[str, str] = field(default_factory=lambda: {"bf": "3", "g": "250", "preset": "veryfast"})
+    container_options: dict[str, str] = field(default_factory=dict)
+    container_format: str | None = None
+    fps: Fraction = Fraction(25)
+    time_base: Fraction = Fraction(1, 12800)
+    pts: Sequence[int] | None = None
+    rotate_counterclockwise: int = 0
+    mirror: bool = False
+    audio: str | None = None
+    colorspace: int | None = None
+    color_range: int | None = None
+
+
+def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
+    """uint8 [h, w, 3]: soft colored texture that drifts to the left, another pixel each frame."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    x = x + index
+    waves = [np.sin(x / 7 + y / 11), np.sin(x / 13 - y / 5 + 1), np.cos(x / 9 + y / 17 + 2)]
+    return (127 + 90 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def write_clip(folder: Path, clip: Clip) -> Path:
+    path = folder / clip.name
+    with av.open(
+        str(path), "w", format=clip.container_format, options=dict(clip.container_options)
+    ) as container:
+        stream = container.add_stream(clip.codec, rate=clip.fps, options=dict(clip.options))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format
+        stream.time_base = stream.codec_context.time_base = clip.time_base
+        if clip.colorspace is not None:
+            stream.codec_context.colorspace = clip.colorspace
+        if clip.color_range is not None:
+            stream.codec_context.color_range = clip.color_range
+        if clip.rotate_counterclockwise or clip.mirror:
+            stream.set_display_rotation(clip.rotate_counterclockwise, hflip=clip.mirror)
+        sound = container.add_stream(clip.audio, rate=48_000) if clip.audio else None
+        for index in range(clip.frames):
+            frame = av.VideoFrame.from_ndarray(picture(index, clip.width, clip.height), format="rgb24")
+            frame.pts = int(clip.pts[index] if clip.pts else index / (clip.fps * clip.time_base))
+            frame.time_base = clip.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if isinstance(sound, av.AudioStream):
+            write_tone(container, sound, seconds=float(clip.frames / clip.fps))
+    return path
+
+
+def write_tone(container: av.container.OutputContainer, stream: av.AudioStream, *, seconds: float) -> None:
+    sample_format = "s16" if stream.codec_context.name.startswith("pcm") else "fltp"
+    for start in range(0, round(seconds * 48_000), 1024):
+        wave = np.sin(2 * np.pi * 440 * np.arange(start, start + 1024) / 48_000)
+        samples = (wave * 20_000).astype(np.int16) if sample_format == "s16" else wave.astype(np.float32)
+        planes = samples.repeat(2)[None] if sample_format == "s16" else np.stack([samples, samples])
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(planes), format=sample_format, layout="stereo"
+        )
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+MakeClip = Callable[..., Path]
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> MakeClip:
+    """`make_clip(**fields of Clip)` writes it into the test's own folder."""
+    return lambda **fields: write_clip(tmp_path, Clip(**fields))
+
+
+@pytest.fixture
+def cut_short() -> Callable[[Path, float], Path]:
+    """`cut_short(path, share)` writes the first `share` of a file's bytes as a new file beside it."""
+
+    def cut(path: Path, share: float) -> Path:
+        short = path.with_name(f"short-{path.name}")
+        data = path.read_bytes()
+        short.write_bytes(data[: int(len(data) * share)])
+        return short
+
+    return cut
