@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import duckdb
 import numpy as np
@@ -23,10 +23,7 @@ from nvpstore.query.relation import must_compute, relation_schema
 from nvpstore.query.routes import Route, choose, describe_unmet
 from nvpstore.query.sample import scoped_frames
 from nvpstore.query.scope import find_scopes
-from nvpstore.types import RGB_STAGE, SegmentRecord, TaskRecord
-
-if TYPE_CHECKING:
-    from nvpstore.catalog import IndexedVideo
+from nvpstore.types import RGB_STAGE, TaskRecord
 
 Key = tuple[str, int]  # (video_id, segment)
 
@@ -39,14 +36,6 @@ class Snapshot(Protocol):
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A fresh in-memory connection: the index attached read-only as `idx`, the views unqualified."""
-
-    # What `Operators` read of it; planning does not.
-
-    def video(self, video_id: str) -> IndexedVideo: ...
-
-    def segment(self, video_id: str, segment: int) -> SegmentRecord: ...
-
-    def footer(self, key: str) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ def _relax(atom: exp.Expr) -> exp.Expr | None:
         return atom.copy()
     if isinstance(atom, exp.Paren):
         return _relax(atom.this)
-    if isinstance(atom, exp.Between):
+    if isinstance(atom, exp.Between) and not atom.args.get("symmetric"):
         low, high = atom.args["low"], atom.args["high"]
         return _both(_bound(exp.GTE, atom.this, low), _bound(exp.LTE, atom.this, high))
     if isinstance(atom, exp.In) and atom.expressions:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from nvpstore.query.parse import CATALOG_VIEWS, RELATION, Query, visible_ctes
+from nvpstore.query.closed import catalog_item, is_closed
+from nvpstore.query.parse import RELATION, Query, visible_ctes
 from nvpstore.query.safety import unstable
 from nvpstore.query.sources import FRAME_COLUMNS, Columns, Source, output_names, project, resolve, sources
 
@@ -104,6 +105,8 @@ class _Walk:
 
     def _select(self, select: exp.Select, inherited: list[exp.Expr]) -> None:
         found = sources(select, self.columns)
+        if select.args.get("sample"):
+            return  # DuckDB samples before WHERE: what is sampled must be everything
         conditions = list(_conditions(select, found))
         visible = [source for source in found if not source.hidden]
         if not _blocks(select):
@@ -135,7 +138,7 @@ class _Walk:
         holding = [c for c in conditions if c.index <= end and _survives(c.index, target.index, found)]
         real = [s for s in found if s.index <= reach and s.is_real and _survives(s.index, reach, found)]
         equal = _equal_columns(target, real, holding)
-        alone = [weaken(c.node, _rewriter(target, equal, {}, c.among)) for c in holding]
+        alone = [weaken(c.node, self._rewriter(target, equal, {}, c.among)) for c in holding]
         parts = [part for part in alone if part is not None]
         semi = self._semi_join(target, equal, real, holding)
         if semi is not None:
@@ -150,11 +153,16 @@ class _Walk:
         holding: list[_Condition],
     ) -> exp.Expr | None:
         """`EXISTS (SELECT 1 FROM catalog sources WHERE what joins and restricts them)`."""
-        catalog = {s.index: s for s in real if s is not target and _catalog_text(s) is not None}
-        names = {index: f"{CATALOG_ALIAS}{next(self._numbers)}" for index in catalog}
+        tables: dict[str, exp.Expr] = {}
+        names: dict[int, str] = {}
+        for source in real:
+            alias = f"{CATALOG_ALIAS}{next(self._numbers)}"
+            item = None if source is target else catalog_item(source, alias, self.columns)
+            if item is not None:
+                tables[alias], names[source.index] = item, alias
         parts, used = [], set()
         for condition in holding:
-            part = weaken(condition.node, _rewriter(target, equal, names, condition.among))
+            part = weaken(condition.node, self._rewriter(target, equal, names, condition.among))
             aliases = (
                 set() if part is None else {c.table for c in part.find_all(exp.Column)} & set(names.values())
             )
@@ -163,12 +171,29 @@ class _Walk:
                 used |= aliases
         if not parts:
             return None
-        tables = [_from_item(catalog[index], name) for index, name in names.items() if name in used]
-        select = exp.select("1").from_(tables[0]).where(*parts, copy=False)
-        for table in tables[1:]:
-            select = select.join(table, join_type="cross", copy=False)
+        first, *others = [item for alias, item in tables.items() if alias in used]
+        select = exp.select("1").from_(first).where(*parts, copy=False)
+        for item in others:
+            select = select.join(item, join_type="cross", copy=False)
         select.meta["derived"] = True
         return exp.Exists(this=select)
+
+    def _rewriter(
+        self, target: Source, equal: dict[tuple[int, str], str], catalog: dict[int, str], among: list[Source]
+    ) -> Rewrite:
+        """`__nvp_s` for the target's columns and their equals, `catalog`'s names for catalog sources."""
+        allowed = FRAME_COLUMNS if target.kind == "task" else None
+
+        def column(node: exp.Column) -> exp.Expr | None:
+            source, name = resolve(node, among), node.name.lower()
+            if source is None:
+                return None
+            if source.index in catalog:
+                return exp.column(name, table=catalog[source.index])
+            mine = source is target or (source.index, name) in equal
+            return exp.column(name, table=OUT) if mine and (allowed is None or name in allowed) else None
+
+        return lambda atom: _substitute(atom, column, self.columns)
 
 
 # ---------------------------------------------------------------- conditions
@@ -242,29 +267,13 @@ def _equal_columns(
     return equal
 
 
-def _rewriter(
-    target: Source, equal: dict[tuple[int, str], str], catalog: dict[int, str], among: list[Source]
-) -> Rewrite:
-    """Puts `__nvp_s` for the target's columns and their equals and `catalog`'s names for catalog sources'."""
-    allowed = FRAME_COLUMNS if target.kind == "task" else None
-
-    def column(node: exp.Column) -> exp.Expr | None:
-        source, name = resolve(node, among), node.name.lower()
-        if source is None:
-            return None
-        if source.index in catalog:
-            return exp.column(name, table=catalog[source.index])
-        mine = source is target or (source.index, name) in equal
-        return exp.column(name, table=OUT) if mine and (allowed is None or name in allowed) else None
-
-    return lambda atom: _substitute(atom, column)
-
-
-def _substitute(atom: exp.Expr, column: Callable[[exp.Column], exp.Expr | None]) -> exp.Expr | None:
+def _substitute(
+    atom: exp.Expr, column: Callable[[exp.Column], exp.Expr | None], columns: Columns
+) -> exp.Expr | None:
     """A copy of `atom` with every free column replaced; None where one cannot be, or `atom` is unstable."""
     if unstable(atom.walk()) or (atom.find(exp.AggFunc, exp.Window) and not atom.find(exp.Query)):
         return None
-    if any(not _is_closed(query) for query in atom.find_all(exp.Select, exp.SetOperation)):
+    if any(not is_closed(query, columns) for query in atom.find_all(exp.Select, exp.SetOperation)):
         return None
     copy = exp.Paren(this=atom.copy())
     for node in list(copy.find_all(exp.Column)):
@@ -275,111 +284,6 @@ def _substitute(atom: exp.Expr, column: Callable[[exp.Column], exp.Expr | None])
             return None
         node.replace(replacement)
     return copy if isinstance(copy.this, (exp.Column, exp.Binary, exp.Connector)) else copy.this
-
-
-# ---------------------------------------------------------------- queries over the catalog alone
-
-
-def _is_closed(query: exp.Expr) -> bool:
-    """Whether `query` reads catalog views only, nothing from outside itself, and has only one answer."""
-    refused = (
-        exp.Limit,
-        exp.Offset,
-        exp.TableSample,
-        exp.Window,
-        exp.Lateral,
-        exp.Unnest,
-        exp.Distinct,
-        exp.With,
-    )
-    if query.find(*refused) is not None or unstable(query.walk()):
-        return False
-    if any(not isinstance(node, (exp.Max, exp.Min, exp.Count)) for node in query.find_all(exp.AggFunc)):
-        return False
-    for table in query.find_all(exp.Table):
-        if table.name.lower() not in CATALOG_VIEWS or table.name.lower() in visible_ctes(table):
-            return False
-    aliases = {t.alias_or_name.lower() for t in query.find_all(exp.Table)}
-    # Unqualified names may mean an outer table: only qualified ones are certain, unless a view has them.
-    return all(_is_own(node, aliases, query) for node in query.find_all(exp.Column))
-
-
-def _is_own(node: exp.Column, aliases: set[str], query: exp.Expr) -> bool:
-    if node.table:
-        return node.table.lower() in aliases
-    tables = {t.name.lower() for t in query.find_all(exp.Table)}
-    return any(node.name.lower() in _VIEW_COLUMNS[name] for name in tables)
-
-
-_VIEW_COLUMNS = {
-    "videos": frozenset(
-        [
-            "video_id",
-            "name",
-            "duration",
-            "fps",
-            "width",
-            "height",
-            "frames",
-            "psnr",
-            "psnr_p5",
-            "bpp",
-            "stored_bytes",
-            "shared_bytes",
-            "state",
-            "tags",
-            "recorded_at",
-        ]
-    ),
-    "segments": frozenset(
-        [
-            "video_id",
-            "segment",
-            "scene",
-            "start_frame",
-            "frames",
-            "start_ts",
-            "end_ts",
-            "psnr",
-            "stored_bytes",
-            "codec",
-        ]
-    ),
-    "tasks": frozenset(["name", "version", "kind", "cuts", "labels"]),
-    "routes": frozenset(
-        [
-            "video_id",
-            "segment",
-            "task",
-            "version",
-            "route",
-            "stages",
-            "cut",
-            "scope",
-            "cka",
-            "fidelity",
-            "gflops",
-            "bytes",
-        ]
-    ),
-}
-
-
-def _catalog_text(source: Source) -> exp.Expr | None:
-    """What to put in FROM for a source that the catalog alone answers."""
-    if source.kind == "catalog":
-        return exp.to_table(source.name)
-    if source.kind == "query" and source.query is not None and _is_closed(source.query):
-        return source.query.copy()
-    return None
-
-
-def _from_item(source: Source, alias: str) -> exp.Expr:
-    text = _catalog_text(source)
-    if isinstance(text, exp.Table):
-        return exp.alias_(text, alias, table=True)
-    assert isinstance(text, exp.Query)
-    return text.subquery(alias)
 
 
 # ---------------------------------------------------------------- through a query's outputs

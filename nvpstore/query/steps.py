@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import CodecError, NvpError, QueryError
 from nvpstore.query.measured import Measured
-from nvpstore.query.plan import Group, Plan, Scan, Skipped, Snapshot, Step, deepest, iterate_steps, top_of
-from nvpstore.query.relation import output_schema, relation_schema
+from nvpstore.query.plan import Group, Plan, Scan, Skipped, Snapshot, Step, deepest, iterate_steps
+from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import Route
-from nvpstore.query.sample import WORK_SCHEMA
+from nvpstore.query.rows import attach, free_rows
 from nvpstore.types import RGB_STAGE
 
 BATCH_FRAMES = 32
@@ -52,29 +52,28 @@ class Batch:
 
 
 class Operators(Protocol):
-    """The tensor side of a query. Values between its methods are opaque to the planner and the runner.
+    """The tensor side of a query. Values between its methods are opaque to the planner and the runner;
+    `snapshot` is the one that the query was given.
 
     Failures are `NvpError`s; anything else is a bug and ends the query whatever `on_error` says.
     """
 
-    def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> SegmentHandle:
+    def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> SegmentHandle:
         """One ranged GET of the stages up to and including `stage`, one of the latents; verified."""
 
-    def load(self, snapshot: Snapshot, route: Route, scan: Scan) -> RouteHandle:
+    def load(self, snapshot: Any, route: Route, scan: Scan) -> RouteHandle:
         """The route's adapter (`route.adapter`, None for pixel and source routes) and the task's tail."""
 
-    def decode(
-        self, handle: SegmentHandle, frames: NDArray[np.int64], taps: tuple[str, ...]
-    ) -> Mapping[str, Any]:
+    def decode(self, handle: Any, frames: NDArray[np.int64], taps: tuple[str, ...]) -> Mapping[str, Any]:
         """Features of the video's `frames` [t] at each of `taps`, decoded once to the deepest."""
 
-    def source(self, snapshot: Snapshot, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, Any]:
+    def source(self, snapshot: Any, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, Any]:
         """`{"rgb": the original's pixels}` of `frames` [t], decoded from the source file."""
 
-    def adapt(self, features: Mapping[str, Any], route: RouteHandle) -> Any:
+    def adapt(self, features: Mapping[str, Any], route: Any) -> Any:
         """The tapped features through the micro adapter: the tensors of the route's cut."""
 
-    def tail(self, route: RouteHandle, features: Any) -> Any:
+    def tail(self, route: Any, features: Any) -> Any:
         """The rest of the backbone; the whole of it, preprocessing included, for pixels."""
 
     def rows(self, scan: Scan, outputs: Any, batch: Batch) -> pa.Table:
@@ -314,48 +313,3 @@ class _SegmentWork:
     def _fail(self, scans: set[int], doing: str, cause: Exception) -> None:
         self._alive -= scans
         self._runner.fail(self._step, scans, doing, cause)
-
-
-# ---------------------------------------------------------------- rows
-
-
-def attach(scan: Scan, work: pa.Table, route: Route, outputs: pa.Table) -> pa.Table:
-    """The task table's rows: `outputs` (by frame) with what `work` and `route` know of their frames."""
-    places = np.searchsorted(work["frame"].to_numpy(), outputs["frame"].to_numpy())
-    common = work.take(pa.array(places))
-    count = outputs.num_rows
-    schema, columns = relation_schema(scan.kind), []
-    known = {
-        **{name: common[name] for name in WORK_SCHEMA.names},
-        "route": pa.repeat(pa.scalar(route.route), count),
-        "fidelity": pa.repeat(pa.scalar(route.fidelity, pa.float64()), count),
-    }
-    computed = output_schema(scan.kind)
-    for field in schema:
-        if field.name in known:
-            columns.append(known[field.name])
-        elif field.name in outputs.schema.names:
-            columns.append(outputs[field.name].cast(computed.field(field.name).type))
-        else:
-            columns.append(pa.nulls(count, field.type))
-    return pa.table(columns, schema=schema)
-
-
-def free_rows(plan: Plan, scan: Scan) -> pa.Table:
-    """The rows of a scan of which only frames, times, routes, ranks or sizes are read: nothing is decoded."""
-    tables = []
-    for key, (start, stop) in scan.frames_by_segment().items():
-        work, count = scan.work.slice(start, stop - start), stop - start
-        frames = work["frame"].to_numpy()
-        if scan.kind == "classification":
-            top = top_of(scan)
-            ranks = np.tile(np.arange(1, top + 1, dtype=np.int32), count)
-            outputs = pa.table({"frame": np.repeat(frames, top), "rank": ranks})
-        elif scan.task is None:
-            facts = plan.segments[key]
-            width, height = (np.full(count, side, dtype=np.int32) for side in (facts.width, facts.height))
-            outputs = pa.table({"frame": frames, "width": width, "height": height})
-        else:
-            outputs = pa.table({"frame": frames})
-        tables.append(attach(scan, work, scan.routes[key], outputs))
-    return pa.concat_tables([relation_schema(scan.kind).empty_table(), *tables])

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 import nvpstore.catalog
-from nvpstore.catalog import IndexedVideo
 from nvpstore.config import Settings
 from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
@@ -28,7 +27,6 @@ from nvpstore.query.result import Result
 from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Batch
-from nvpstore.types import SegmentRecord
 
 SCHEMA = Path(nvpstore.catalog.__file__).parent / "schema.sql"
 LABELS = ("cat", "dog", "car", "bike", "tree", "person", "boat", "bird")
@@ -135,15 +133,6 @@ class FixtureSnapshot:
         for view in ("videos", "segments", "tasks", "routes"):
             con.execute(f"CREATE VIEW {view} AS FROM idx.main.{view}")
         return con
-
-    def video(self, video_id: str) -> IndexedVideo:
-        raise NotImplementedError
-
-    def segment(self, video_id: str, segment: int) -> SegmentRecord:
-        raise NotImplementedError
-
-    def footer(self, key: str) -> bytes:
-        raise NotImplementedError
 
 
 def build_index(path: Path) -> FixtureSnapshot:

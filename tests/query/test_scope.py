@@ -261,6 +261,22 @@ def test_not_into_a_sample(snapshot: FixtureSnapshot) -> None:
     assert frames_of(snapshot, "SELECT 1 FROM labels TABLESAMPLE 10 ROWS WHERE frame < 3") == [ALL_FRAMES]
 
 
+def test_not_below_a_sample_of_everything_joined(snapshot: FixtureSnapshot) -> None:
+    assert frames_of(snapshot, "SELECT 1 FROM labels WHERE frame < 3 USING SAMPLE 10") == [ALL_FRAMES]
+
+
+def test_a_symmetric_between_is_read_both_ways(snapshot: FixtureSnapshot) -> None:
+    check(snapshot, "SELECT label FROM labels WHERE frame BETWEEN SYMMETRIC 45 AND 40", 6 + 6)
+
+
+def test_not_a_column_of_the_outer_query_taken_for_the_catalogs(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT l.frame FROM labels l JOIN videos v USING (video_id) WHERE l.rank = 1 AND l.segment IN"
+        " (SELECT s.segment FROM segments s WHERE s.video_id = v.video_id AND s.frames > 29)"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
 def test_not_a_query_whose_answer_may_vary(snapshot: FixtureSnapshot) -> None:
     sql = "SELECT 1 FROM labels WHERE video_id IN (SELECT video_id FROM videos LIMIT 1)"
     assert frames_of(snapshot, sql) == [ALL_FRAMES]
