@@ -85,7 +85,7 @@ def _ingest_one(archive: Archive, file: str, args: argparse.Namespace) -> VideoS
     def estimate() -> str:
         found = archive.estimate(file, preset=args.preset, tasks=tasks, device=args.device)
         return (
-            f"{file}: {found.frames} frames in {found.segments} segments or more, "
+            f"{file}: {found.frames} frames, {found.segments} or more segments, "
             f"at most {duration(found.seconds)}, about {size(found.stored_bytes)}"
         )
 
