@@ -23,6 +23,7 @@ from nvpstore.query.columns import used_columns
 from nvpstore.query.options import TableOptions, fault, position, read_options, suggestion
 from nvpstore.query.safety import TABLE_FUNCTIONS, check_safe
 
+MAX_CHARACTERS = 200_000
 CATALOG_VIEWS = ("videos", "segments", "tasks", "routes")
 FRAMES = "frames"
 RELATION = "__nvp_"  # the prefix of the relations that stand for task tables
@@ -77,6 +78,8 @@ def parse(sql: str, tasks: Collection[str], *, params: Params | None = None) -> 
     Raises QueryError: not exactly one read-only SELECT, unknown tables, options or parameters, functions
     and statements that reach outside the archive.
     """
+    if len(sql) > MAX_CHARACTERS:
+        raise QueryError(f"the query has {len(sql)} characters; at most {MAX_CHARACTERS} are allowed")
     mode, body = _split_explain(sql)
     tree = _single_select(_numbered(body))
     check_safe(tree)

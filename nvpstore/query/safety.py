@@ -84,6 +84,8 @@ def function_name(node: exp.Func) -> str:
     """The name under which DuckDB would find `node`, lower case; '' for operators and syntax."""
     if isinstance(node, exp.Anonymous):
         return str(node.name).lower()
+    if isinstance(node, exp.Connector):
+        return ""  # AND and OR count as functions in the tree; their text may be the whole query
     text = node.sql("duckdb")
     match = _NAME.match(text)
     return match.group(1).lower() if match else ""

@@ -60,6 +60,8 @@ def scoped_frames(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, option
 
 def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None) -> pa.Table:
     relaxed = None if scope is None else weaken(scope.copy(), _relax)
+    if relaxed is not None and sum(1 for _ in relaxed.find_all(exp.Column)) > _MOST_BOUNDS:
+        relaxed = None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
     condition = "" if relaxed is None else f" WHERE {relaxed.sql('duckdb')}"
     query = f"SELECT * FROM ({_SEGMENTS}) AS {OUT}{{}} ORDER BY video_id, segment"
     try:
@@ -72,6 +74,8 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None) -> pa.Tabl
 
 # ---------------------------------------------------------------- conditions on whole segments
 
+_LONG_LIST = 16
+_MOST_BOUNDS = 400
 _FRAME_LEVEL = ("frame", "ts", "wall_ts")
 _MIRROR: dict[type[exp.Expr], type[exp.Expr]] = {
     exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE, exp.EQ: exp.EQ,
@@ -86,6 +90,10 @@ def _relax(atom: exp.Expr) -> exp.Expr | None:
         return _relax(atom.this)
     if isinstance(atom, exp.Between) and not atom.args.get("symmetric"):
         low, high = atom.args["low"], atom.args["high"]
+        return _both(_bound(exp.GTE, atom.this, low), _bound(exp.LTE, atom.this, high))
+    if isinstance(atom, exp.In) and len(atom.expressions) > _LONG_LIST:
+        values = [value.copy() for value in atom.expressions]
+        low, high = (exp.func(name, *values, dialect="duckdb") for name in ("least", "greatest"))
         return _both(_bound(exp.GTE, atom.this, low), _bound(exp.LTE, atom.this, high))
     if isinstance(atom, exp.In) and atom.expressions:
         parts = [_bound(exp.EQ, atom.this, value) for value in atom.expressions]

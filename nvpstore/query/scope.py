@@ -39,14 +39,12 @@ def weaken(node: exp.Expr, rewrite: Rewrite) -> exp.Expr | None:
     """An expression that holds wherever `node` does, of the atoms that `rewrite` keeps; None: TRUE."""
     if isinstance(node, exp.Paren):
         return weaken(node.this, rewrite)
-    if isinstance(node, exp.And):
-        kept = [
-            part for part in (weaken(node.left, rewrite), weaken(node.right, rewrite)) if part is not None
-        ]
-        return exp.and_(*kept, copy=False) if kept else None
-    if isinstance(node, exp.Or):
-        left, right = weaken(node.left, rewrite), weaken(node.right, rewrite)
-        return None if left is None or right is None else exp.or_(left, right, copy=False)
+    if isinstance(node, (exp.And, exp.Or)):
+        parts = [weaken(part, rewrite) for part in node.flatten()]
+        kept = [part for part in parts if part is not None]
+        if not kept or (isinstance(node, exp.Or) and len(kept) < len(parts)):
+            return None
+        return (exp.and_ if isinstance(node, exp.And) else exp.or_)(*kept, copy=False)
     if _is_derived(node):
         condition = weaken(node.this.args["where"].this, rewrite)
         if condition is None:

@@ -45,6 +45,8 @@ def check(snapshot: FixtureSnapshot, sql: str, *frames: int) -> None:
         ("l.video_id = repeat('a', 32)", 100),
         ("l.frame IN (1, 35, 99)", 3 + 3 + 1),
         ("l.frame BETWEEN 3 AND 4", 6),
+        ("l.frame IN (" + ", ".join(str(n) for n in range(30, 60)) + ")", 30 + 20 + 10),
+        (" OR ".join(f"l.frame = {n}" for n in range(0, 1200, 3)), 34 + 17 + 14),
         ("(l.frame = 1 AND l.label = 'cat') OR (l.frame = 99 AND l.label = 'dog')", 3 + 1),
         ("l.frame = 1 OR l.label = 'dog'", ALL_FRAMES),
         ("l.wall_ts >= TIMESTAMPTZ '2026-03-01 12:00:10+00'", 40),
