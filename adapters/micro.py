@@ -37,26 +37,31 @@ class MicroAdapter(nn.Module):
         self.shapes = tuple(shapes)
         self.convs = nn.ModuleList(nn.Conv2d(sum(tap_channels), shape[0], 1) for shape in shapes)
 
+    @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The 1×1 convolutions, one for each tensor of the cut."""
+        return [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+
     def forward(self, taps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Stage outputs {stage: [t, c, h, w]} → the cut's tensors, each [t, *shape]."""
         ordered = [taps[stage] for stage in self.stages]
         return tuple(
             conv(resize_taps(ordered, *shape[1:]))
-            for conv, shape in zip(self.convs, self.shapes, strict=True)
+            for conv, shape in zip(self.convolutions, self.shapes, strict=True)
         )
 
     def gflops(self) -> float:
         """GFLOPs (2 × MAC) of the convolutions for one frame; the resize is left out (it is small)."""
         return sum(
             2 * conv.weight.numel() * shape[1] * shape[2] / 1e9
-            for conv, shape in zip(self.convs, self.shapes, strict=True)
+            for conv, shape in zip(self.convolutions, self.shapes, strict=True)
         )
 
     @torch.no_grad()
     def denormalised(self, scales: Sequence[FeatureScale]) -> MicroAdapter:
         """An adapter for raw features, from one trained on normalised ones: the scale folded in."""
-        raw = MicroAdapter(self.stages, (self.convs[0].in_channels,), self.shapes)
-        for conv, out, scale in zip(self.convs, raw.convs, scales, strict=True):
+        raw = MicroAdapter(self.stages, (self.convolutions[0].in_channels,), self.shapes)
+        for conv, out, scale in zip(self.convolutions, raw.convolutions, scales, strict=True):
             out.weight.copy_(conv.weight * scale.std[:, None, None, None])
             out.bias.copy_(conv.bias * scale.std + scale.mean)
         return raw

@@ -49,7 +49,7 @@ def train_adapter(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):
         for rows in torch.randperm(frames, generator=generator).split(settings.batch_frames):
-            adapted = [conv(x[rows]) for conv, x in zip(student.convs, resized, strict=True)]
+            adapted = [conv(x[rows]) for conv, x in zip(student.convolutions, resized, strict=True)]
             feature = torch.stack(
                 [composite_loss(a, t[rows]) for a, t in zip(adapted, normalised, strict=True)]
             ).mean()
@@ -65,8 +65,8 @@ def train_adapter(
 @torch.no_grad()
 def _normalised(raw: MicroAdapter, scales: Sequence[FeatureScale]) -> MicroAdapter:
     """The inverse of `MicroAdapter.denormalised`."""
-    student = MicroAdapter(raw.stages, (raw.convs[0].in_channels,), raw.shapes)
-    for conv, out, scale in zip(raw.convs, student.convs, scales, strict=True):
+    student = MicroAdapter(raw.stages, (raw.convolutions[0].in_channels,), raw.shapes)
+    for conv, out, scale in zip(raw.convolutions, student.convolutions, scales, strict=True):
         out.weight.copy_(conv.weight / scale.std[:, None, None, None])
         out.bias.copy_((conv.bias - scale.mean) / scale.std)
-    return student.to(raw.convs[0].weight.device)
+    return student.to(raw.convolutions[0].weight.device)

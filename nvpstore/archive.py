@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from nvpstore.catalog import Catalog, Snapshot
+from nvpstore.catalog import Catalog, IndexedVideo, Snapshot
 from nvpstore.config import Settings, load_settings
 from nvpstore.errors import ObjectExists, SourceError, StoreError, UsageError
 from nvpstore.query.result import Result
@@ -22,7 +21,7 @@ from nvpstore.storage.contract import describe
 from nvpstore.storage.documents import encode_task
 from nvpstore.storage.log import Log, LogDraft, create_archive, open_log
 from nvpstore.storage.objects import ObjectStore, open_store
-from nvpstore.types import FrameBatch, TaskRecord, VideoRecord, VideoState
+from nvpstore.types import FrameBatch, TaskRecord, VideoState
 from nvpstore.video.export import write_pngs, write_video
 from nvpstore.video.source import digest_file, probe
 
@@ -265,8 +264,8 @@ class Archive:
         snapshot = self.catalog.snapshot()
         video = snapshot.video(snapshot.find_video(ref))
         if original:
-            return self._export_original(video.source_uri, video.sha256, str(out))
-        metadata = self._marks(video)
+            return self._export_original(video, str(out))
+        metadata = _marks(video)
         batches = self.frames(video.video_id, start=start, end=end)
         if str(out).endswith("/") or Path(out).is_dir():
             written = write_pngs(batches, str(out), metadata=metadata)
@@ -278,9 +277,10 @@ class Archive:
                 height=video.height,
                 time_base=video.time_base,
                 average_fps=video.average_fps,
-                audio_from=self._local_source(video.source_uri) if start is None and end is None else None,
+                audio_from=self._audio_source(video.source_uri) if start is None and end is None else None,
                 lossless=lossless,
                 metadata=metadata,
+                start_pts=video.pts_origin or 0,
             )
         return ExportSummary(path=str(out), frames=written, reconstructed=True)
 
@@ -338,7 +338,8 @@ class Archive:
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query of our own on the catalog's views."""
-        return self.catalog.snapshot().connect().sql(query).to_arrow_table().to_pylist()
+        table = self.catalog.snapshot().connect().sql(query).to_arrow_table()
+        return list(table.to_pylist())
 
     def _torch_operators(self) -> TorchOperators:
         # Here, so that planning and catalog queries never pay for torch.
@@ -348,39 +349,43 @@ class Archive:
             self._operators = TorchOperators(self.store, threads=self.settings.threads)
         return self._operators
 
-    def _marks(self, video: VideoRecord) -> dict[str, str]:
-        """What says in an exported file that its pictures are a reconstruction."""
-        return {
-            "comment": (
-                f"Reconstructed from a neural representation by {GENERATOR}: not the original pictures. "
-                f"source sha256={video.sha256} model={video.segments[0].codec}/{video.preset} "
-                f"psnr={video.psnr:.2f} dB"
-            )
-        }
+    def _audio_source(self, source_uri: str | None) -> str | None:
+        """The original as a local file, where it is still there."""
+        from nvpstore.query.operators import source_path
 
-    def _local_source(self, source_uri: str | None) -> str | None:
-        """The source as a local file, where it is still there."""
-        if source_uri is None:
-            return None
-        if not source_uri.startswith("file://"):
-            return self.store.local_path(source_uri)
-        path = Path(unquote(urlsplit(source_uri).path))
-        return str(path) if path.is_file() else None
+        path = source_path(self.store, source_uri)
+        return str(path) if path is not None and path.is_file() else None
 
-    def _export_original(self, source_uri: str | None, sha256: str, out: str) -> ExportSummary:
-        if source_uri is None:
-            raise UsageError("the original was not kept: it was ingested with --keep-source none")
-        path = self._local_source(source_uri)
-        if path is None and source_uri.startswith("file://"):
-            raise SourceError(f"the original is no longer at {source_uri}")
-        data = self.store.get(source_uri) if path is None else Path(path).read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise SourceError(f"{source_uri} is not the file that was ingested: its SHA-256 differs")
+    def _export_original(self, video: IndexedVideo, out: str) -> ExportSummary:
+        if video.source_uri is None:
+            raise UsageError(f"the original of {video.name} was not kept (--keep-source none)")
+        data = self._original(video.source_uri)
+        if hashlib.sha256(data).hexdigest() != video.sha256:
+            raise SourceError(f"{video.source_uri} is not the file that was ingested: its SHA-256 differs")
         try:
-            Path(out).write_bytes(data)
+            with Path(out).open("xb") as file:
+                file.write(data)
         except OSError as cause:
             raise StoreError(f"cannot write {out}: {cause.strerror}") from cause
-        return ExportSummary(path=out, frames=0, reconstructed=False)
+        return ExportSummary(path=out, frames=video.frames, reconstructed=False)
+
+    def _original(self, source_uri: str) -> bytes:
+        path = self._audio_source(source_uri)
+        if path is not None:
+            return Path(path).read_bytes()
+        if source_uri.startswith("file://"):
+            raise SourceError(f"the original is no longer at {source_uri}")
+        return self.store.get(source_uri)
+
+
+def _marks(video: IndexedVideo) -> dict[str, str]:
+    """What says in an exported file that its pictures are a reconstruction."""
+    return {
+        "comment": (
+            f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures. "
+            f"source sha256={video.sha256} preset={video.preset} psnr={video.psnr:.2f} dB"
+        )
+    }
 
 
 @contextmanager

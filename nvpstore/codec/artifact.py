@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvpstore.codec.build import Architecture
-from nvpstore.codec.hnerv import Decoder
+from nvpstore.codec.hnerv import Decoder, on_device
 from nvpstore.codec.quantize import decode_latents, decode_tensor, encode_latents, encode_tensor
 from nvpstore.errors import CodecError
 from nvpstore.types import StoredLatents, StoredStage, StoredTensor
@@ -67,7 +67,7 @@ def load_decoder(
             module.load_state_dict(state, assign=True)
         except RuntimeError as cause:
             raise CodecError(f"stage {name} does not fit its architecture: {cause}") from cause
-    return decoder.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return on_device(decoder.requires_grad_(False).eval(), device)
 
 
 @torch.inference_mode()
@@ -89,6 +89,12 @@ def shown_rgb(rgb: Tensor, arch: Architecture, height: int, width: int) -> Tenso
     if content.shape[2:] != (height, width):
         content = F.interpolate(content, (height, width), mode="bicubic", align_corners=False)
     return (content.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def content_rgb(rgb: Tensor, arch: Architecture) -> Tensor:
+    """The `rgb` stage's output [t, 3, H, W] without padding, at coded size, as 8-bit values 0 … 255 (float)."""
+    content = rgb[:, :, : arch.content_height, : arch.content_width]
+    return (content.float().clamp(0, 1) * 255).round()
 
 
 def coded_frames(rgb_tchw: Tensor, arch: Architecture) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvpstore.codec.build import Architecture, Preset
-from nvpstore.codec.hnerv import Decoder, Encoder, nerv_times
+from nvpstore.codec.hnerv import Decoder, Encoder, nerv_times, on_device
 from nvpstore.errors import CodecError
 from nvpstore.types import RGB_STAGE
 
@@ -109,7 +109,7 @@ class SegmentFit:
         self.terms_factory = terms_factory
         self.frames = frames_tchw.to(device, memory_format=torch.channels_last)
         torch.manual_seed(seed)
-        self.decoder = Decoder(arch).to(device, memory_format=torch.channels_last)
+        self.decoder = on_device(Decoder(arch), device)
         self.encoder = self._build_encoder()
         self.times = nerv_times(len(frames_tchw), torch.device(device))
         self.terms: tuple[JointTerm, ...] = ()
@@ -154,7 +154,7 @@ class SegmentFit:
         if self.arch.codec == "nerv":
             return None
         encoder = Encoder(self.arch.strides, self.preset.encoder_width, self.arch.latent_channels)
-        return encoder.to(self.device, memory_format=torch.channels_last)
+        return on_device(encoder, self.device)
 
     def _parameters(self) -> list[nn.Parameter]:
         encoder = [] if self.encoder is None else list(self.encoder.parameters())

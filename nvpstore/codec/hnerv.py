@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 
 from nvpstore.codec.build import NERV_HIDDEN, POSITIONAL_BASE, POSITIONAL_LEVELS, Architecture
 from nvpstore.types import RGB_STAGE
+
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def on_device(module: Net, device: str) -> Net:
+    """The module on `device` with NHWC weights: convolutions run two to three times faster on CPUs."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class LayerNorm2d(nn.Module):
@@ -44,7 +53,7 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
+        y: Tensor = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
         return x + self.scale * y
 
 
@@ -91,7 +100,7 @@ class PositionalStem(nn.Module):
         levels = torch.arange(POSITIONAL_LEVELS, device=times.device, dtype=torch.float64)
         angles = times * (POSITIONAL_BASE**levels * math.pi).float()  # [b, levels]
         encoded = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return F.gelu(self.out(F.gelu(self.hidden(encoded)))).unflatten(1, self.shape)
+        return F.gelu(self.out(F.gelu(self.hidden(encoded)))).reshape(-1, *self.shape)
 
 
 class UpBlock(nn.Module):

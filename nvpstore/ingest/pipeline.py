@@ -28,6 +28,7 @@ from nvpstore.storage.tables import SEGMENTS_PER_FILE, encode_latents, encode_ma
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import (
     FrameBatch,
+    RouteRecord,
     SegmentRecord,
     SegmentSpan,
     SourceScan,
@@ -100,7 +101,7 @@ class Ingest:
         segments: list[SegmentRecord] = []
         finished: list[FinishedSegment] = []
         footers: dict[str, bytes] = {}
-        routes: list[list] = [[] for _ in self.tasks]
+        routes: list[list[RouteRecord]] = [[] for _ in self.tasks]
         for group in _groups(source.segments):
             done = [self._finish(span, source, arch, work) for span in group]
             records = self._put_group(source.video_id, attempt, done, objects, footers)
@@ -165,13 +166,13 @@ class Ingest:
     ) -> list[SegmentRecord]:
         """Write one weights and one latents file; returns the segments' records with their ranges."""
         first = done[0].span.segment
-        weights = encode_weights(
-            keys.weights_key(video_id, attempt, first), [stage for s in done for stage in s.weights]
-        )
-        latents = encode_latents(keys.latents_key(video_id, attempt, first), [s.latents for s in done])
-        for table in (weights, latents):
-            objects.append(self.store.put(table.key, table.data))
-            footers[table.key] = table.footer
+        weights_key = keys.weights_key(video_id, attempt, first)
+        latents_key = keys.latents_key(video_id, attempt, first)
+        weights = encode_weights(weights_key, [stage for s in done for stage in s.weights])
+        latents = encode_latents(latents_key, [s.latents for s in done])
+        for key, table in ((weights_key, weights), (latents_key, latents)):
+            objects.append(self.store.put(key, table.data))
+            footers[key] = table.footer
         stage_ranges, latent_ranges = iter(weights.row_groups), iter(latents.row_groups)
         return [
             SegmentRecord(
@@ -236,7 +237,7 @@ class Ingest:
             return keys.source_key(video_id)
         return self.request.path.resolve().as_uri()
 
-    def _put_routes(self, video: VideoRecord, routes: Sequence[list], objects: list[StoredObject]) -> None:
+    def _put_routes(self, video: VideoRecord, routes: Sequence[list[RouteRecord]], objects: list[StoredObject]) -> None:
         for task, own in zip(self.tasks, routes, strict=True):
             key = keys.routes_key(video.video_id, task.spec.version, video.attempt)
             table = encode_routes(

@@ -58,7 +58,7 @@ class ReferenceBuilder:
         frames = torch.arange(self.next_frame, self.next_frame + len(rgb_tchw))
         self.next_frame += len(rgb_tchw)
         seen = frames % TRAIN_EVERY == 0
-        x = self.task.spec.preprocessing.apply(rgb_tchw)
+        x = self.task.spec.preprocessing.apply(rgb_tchw.to(self.task.backbone.device))
         features, output = self.task.backbone.features(x, self.cuts)
         samples = cut_samples({cut: f[seen] for cut, f in features.items()}, seed=self.seed)
         self.parts.append((seen, output, x[seen], samples))

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nvpstore.adapters.joint import AdapterTerm
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter, resize_taps
+from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
-from nvpstore.codec.artifact import decode_taps
+from nvpstore.codec.artifact import content_rgb, decode_taps
 from nvpstore.codec.build import Architecture, Preset, stage_gflops
 from nvpstore.codec.fit import JointTerm
 from nvpstore.codec.hnerv import Decoder
-from nvpstore.codec.quantize import decode_tensor, encode_tensor
 from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
-from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord, StoredTensor
+from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
 
 RANK_FRAMES = 64  # frames that CKA and ridge are computed on, spread over those that tasks may see
 
@@ -44,7 +44,7 @@ class TaskTerms:
     def __call__(
         self, decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None
     ) -> Sequence[JointTerm]:
-        saved = choices or [None] * len(self.references)
+        saved: Sequence[str | None] = choices or [None] * len(self.references)
         return [
             self._term(decoder, latents, refs, choice)
             for refs, choice in zip(self.references, saved, strict=True)
@@ -55,13 +55,13 @@ class TaskTerms:
         if choice is None:
             candidate = self._rank(taps, samples, refs)[0]
         else:
-            candidate = Candidate(**{k: tuple(v) if k == "stages" else v for k, v in json.loads(choice).items()})
+            candidate = _candidate_from(choice)
         cut = refs.task.backbone.cut(candidate.cut)
         fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
         targets = refs.targets(candidate.cut)
         adapter = normalised_start(build_adapter(candidate, self.arch, refs), fit, targets)
         return AdapterTerm(
-            choice=json.dumps({k: getattr(candidate, k) for k in ("stages", "cut", "cka", "gflops", "score")}),
+            choice=json.dumps(asdict(candidate)),
             adapter=adapter,
             tail=refs.task.backbone.tail(candidate.cut),
             targets=targets,
@@ -78,6 +78,11 @@ class TaskTerms:
         return rank_pairs(taps, samples, arch=self.arch, backbone=refs.task.backbone, seed=self.seed)
 
 
+def _candidate_from(choice: str) -> Candidate:
+    fields = json.loads(choice)
+    return Candidate(**{**fields, "stages": tuple(fields["stages"])})
+
+
 @torch.inference_mode()
 def ranking_inputs(
     decoder: Decoder, latents: Tensor, refs: References
@@ -87,7 +92,7 @@ def ranking_inputs(
     rows = torch.linspace(0, count - 1, min(RANK_FRAMES, count)).round().long()
     wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
     taps = collect_taps(decoder, latents[refs.positions[rows].to(latents.device)], wanted)
-    samples = {cut: s.unflatten(0, (count, -1))[rows].flatten(0, 1) for cut, s in refs.samples.items()}
+    samples = {cut: s.reshape(count, -1, s.shape[1])[rows].flatten(0, 1) for cut, s in refs.samples.items()}
     return taps, samples, rows
 
 
@@ -105,7 +110,7 @@ def build_adapter(candidate: Candidate, arch: Architecture, refs: References) ->
 @torch.no_grad()
 def from_ridge(adapter: MicroAdapter, fit: RidgeFit) -> MicroAdapter:
     """The adapter with the ridge optimum as its weights (cuts of one tensor)."""
-    (conv,) = adapter.convs
+    (conv,) = adapter.convolutions
     conv.weight.copy_(fit.weight.T[:, :, None, None])
     conv.bias.copy_(fit.bias)
     return adapter
@@ -119,21 +124,6 @@ def normalised_start(adapter: MicroAdapter, fit: RidgeFit, targets: Sequence[Ten
         adapter,
         RidgeFit(weight=fit.weight / scale.std, bias=(fit.bias - scale.mean) / scale.std, r2=fit.r2),
     )
-
-
-def store_adapter(adapter: MicroAdapter) -> tuple[StoredTensor, ...]:
-    """The adapter's tensors, 8 bit."""
-    return tuple(encode_tensor(k, v.detach().float().numpy()) for k, v in adapter.state_dict().items())
-
-
-def load_adapter(
-    tensors: Sequence[StoredTensor], stages: tuple[str, ...], shapes: Sequence[tuple[int, ...]]
-) -> MicroAdapter:
-    """The adapter that `store_adapter` stored."""
-    state = {t.name: torch.from_numpy(decode_tensor(t)) for t in tensors}
-    adapter = MicroAdapter(stages, (state["convs.0.weight"].shape[1],), shapes)
-    adapter.load_state_dict(state)
-    return adapter.requires_grad_(False).eval()
 
 
 class SegmentRoutes:
@@ -265,12 +255,6 @@ def with_bytes(route: RouteRecord, record: SegmentRecord, *, source_bytes: int) 
         return replace(route, bytes=source_bytes)
     size = record.prefix(route.stages[-1]).size_bytes + record.latents.size_bytes
     return replace(route, bytes=size)
-
-
-def content_rgb(rgb: Tensor, arch: Architecture) -> Tensor:
-    """The `rgb` stage's output [t, 3, H, W] without padding, as 8-bit RGB values 0 … 255 (float)."""
-    content = rgb[:, :, : arch.content_height, : arch.content_width]
-    return (content.float().cpu().clamp(0, 1) * 255).round()
 
 
 def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:

@@ -57,7 +57,8 @@ class FinishedSegment:
 
 def psnr(mean_squared_error: NDArray[np.float64]) -> NDArray[np.float64]:
     """10·log10(255² / mse), 100 dB where nothing differs."""
-    return np.minimum(100.0, 10 * np.log10(PEAK**2 / np.maximum(mean_squared_error, 1e-9)))
+    ratio = PEAK**2 / np.maximum(mean_squared_error, 1e-9)
+    return np.asarray(np.minimum(100.0, 10 * np.log10(ratio)), np.float64)
 
 
 def finish_segment(

@@ -46,11 +46,11 @@ class CutBackbone:
     """A frozen backbone that runs whole, up to any cut, and from any cut.
 
     `graph` maps [b, 3, H, W] of exactly `input_chw` to the model's output; BatchNorms are folded into
-    the convolutions before them. `cuts` are in order of execution.
+    the convolutions before them. `cuts` are in order of execution. Inputs must be on `device`.
     """
 
-    def __init__(self, model: nn.Module, input_chw: tuple[int, int, int]) -> None:
-        self.input_chw = input_chw
+    def __init__(self, model: nn.Module, input_chw: tuple[int, int, int], *, device: str = "cpu") -> None:
+        self.input_chw, self.device = input_chw, device
         self.graph = _trace(model)
         example = torch.zeros(1, *input_chw)
         with torch.no_grad():
@@ -61,6 +61,7 @@ class CutBackbone:
                 f"{type(model).__name__}: no place where at most {MAX_CUT_TENSORS} feature maps carry "
                 "everything; it can be used by pixel and source routes only"
             )
+        self.graph.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._tails: dict[str, fx.GraphModule] = {}
         self._heads: dict[tuple[str, ...], fx.GraphModule] = {}
 
@@ -92,10 +93,10 @@ class CutBackbone:
 
     def tail_gflops(self, cut: str) -> float:
         """GFLOPs (2 × MAC) of one frame through the tail."""
-        return gflops(self.tail(cut), *(torch.zeros(1, *s) for s in self.cut(cut).shapes))
+        return gflops(self.tail(cut), *(torch.zeros(1, *s, device=self.device) for s in self.cut(cut).shapes))
 
     def whole_gflops(self) -> float:
-        return gflops(self.graph, torch.zeros(1, *self.input_chw))
+        return gflops(self.graph, torch.zeros(1, *self.input_chw, device=self.device))
 
 
 def gflops(module: nn.Module, *inputs: Tensor) -> float:
@@ -203,7 +204,7 @@ def _block_name(node: fx.Node) -> str:
 def _with_outputs(traced: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    by_name = {}
+    by_name: dict[str, fx.Node] = {}
     for node in traced.graph.nodes:
         if node.op == "output":
             graph.output((*(by_name[n] for n in names), env[node.args[0]]))

@@ -99,8 +99,8 @@ def _describe(name: str) -> dict[str, object]:
 
 
 @cache
-def load(spec: TaskSpec) -> LoadedTask:
-    """Build the backbone, check its weights against the spec, cut it. Once a process and version."""
+def load(spec: TaskSpec, device: str = "cpu") -> LoadedTask:
+    """Build the backbone, check its weights against the spec, cut it. Once a process, version and device."""
     provider = _PROVIDERS.get(spec.provider)
     if provider is None:
         raise TaskError(f"task {spec.name}: provider {spec.provider!r}; there are {', '.join(_PROVIDERS)}")
@@ -110,5 +110,5 @@ def load(spec: TaskSpec) -> LoadedTask:
             f"task {spec.name}@{spec.version[:8]}: weights of {spec.model} here have SHA-256 {found[:12]}…, "
             f"the stored answers were made with {spec.weights_sha256[:12]}…"
         )
-    backbone = CutBackbone(provider.build(spec.model), spec.preprocessing.input_chw)
+    backbone = CutBackbone(provider.build(spec.model), spec.preprocessing.input_chw, device=device)
     return LoadedTask(spec=spec, backbone=backbone, head=build_head(spec.kind, spec.labels))

@@ -60,7 +60,9 @@ class TaskSpec:
     def from_json(text: str) -> TaskSpec:
         fields = json.loads(text)
         pre = fields.pop("preprocessing")
-        shape = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in pre.items()})
+        shape = Preprocessing(
+            height=pre["height"], width=pre["width"], mean=tuple(pre["mean"]), std=tuple(pre["std"])
+        )
         return TaskSpec(**{**fields, "labels": tuple(fields["labels"]), "preprocessing": shape})
 
     @property
