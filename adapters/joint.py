@@ -42,6 +42,7 @@ class AdapterTerm:
         self.output_loss = output_loss
         self.row = torch.full((frames,), -1, dtype=torch.long, device=device)
         self.row[positions.to(device)] = torch.arange(len(positions), device=device)
+        self.positions = positions.to(device)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return list(self.adapter.parameters())
@@ -67,3 +68,15 @@ class AdapterTerm:
             return feature, None
         output = self.tail(*(s.restore(a) for s, a in zip(self.scales, adapted, strict=True)))
         return feature, self.output_loss(output, self.reference[rows])
+
+    def partners(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        rows = self.row[frames]
+        step = torch.randint(0, 2, rows.shape, generator=generator).to(rows.device) * 2 - 1
+        return self.positions[(rows + step).clamp(0, len(self.positions) - 1)]
+
+    def mixed_loss(
+        self, taps: Mapping[str, Tensor], frames: Tensor, partners: Tensor, share: float
+    ) -> Tensor:
+        output = self.tail(*(s.restore(a) for s, a in zip(self.scales, self.adapter(taps), strict=True)))
+        own, other = (self.output_loss(output, self.reference[self.row[f]]) for f in (frames, partners))
+        return (1 - share) * own + share * other

@@ -56,7 +56,7 @@ def train_adapter(
             output = tail(*(s.restore(a) for s, a in zip(scales, adapted, strict=True)))
             loss = feature + output_loss(output, reference[rows])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
     return student.denormalised(scales)

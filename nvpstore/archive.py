@@ -307,9 +307,7 @@ class Archive:
         )
 
     def _check_routes(self, snapshot: Snapshot, video_id: str, tasks: Sequence[str]) -> None:
-        rows = snapshot.connect().execute(
-            "SELECT DISTINCT task FROM routes WHERE video_id = ?", [video_id]
-        )
+        rows = snapshot.connect().execute("SELECT DISTINCT task FROM routes WHERE video_id = ?", [video_id])
         stored = {task for (task,) in rows.fetchall()}
         if missing := [task for task in tasks if task not in stored]:
             raise UsageError(
@@ -339,7 +337,7 @@ class Archive:
     def _rows(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query of our own on the catalog's views."""
         table = self.catalog.snapshot().connect().sql(query).to_arrow_table()
-        return list(table.to_pylist())
+        return list(table.to_pylist(maps_as_pydicts="strict"))
 
     def _torch_operators(self) -> TorchOperators:
         # Here, so that planning and catalog queries never pay for torch.

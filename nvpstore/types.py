@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 VideoState = Literal["added", "fitting", "ready", "below_target"]
 RouteName = Literal["adapter", "pixel", "source"]
 RouteScope = Literal["segment", "video", "archive"]
-TaskKind = Literal[
-    "classification", "embedding", "detection", "segmentation", "depth", "action", "caption"
-]
+TaskKind = Literal["classification", "embedding", "detection", "segmentation", "depth", "action", "caption"]
 
 RGB_STAGE = "rgb"  # the name of the last stage; the others are "0" (stem), "1", … "n"
 

@@ -107,4 +107,3 @@ def coded_frames(rgb_tchw: Tensor, arch: Architecture) -> Tensor:
     if bottom or right:
         x = F.pad(x, (0, right, 0, bottom), mode="replicate")
     return x
-

@@ -23,11 +23,13 @@ NERV_HIDDEN = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """How segments are fitted. `parameters` counts decoder (stem to head, biases) and a full segment's latents.
+    """How segments are fitted. `parameters` counts decoder (stem to head, biases) and latents of a segment of
+    `max_segment_frames`; shorter ones get the share of it that `budget_share` says.
 
     `coded_pixels` bounds the size at which a segment is coded (None: source size). `width_profile`
     says where capacity sits: stage i has `width_profile[i]` × the solved base width, at least
-    `min_width`. `target_psnr` (dB) stops a fit early, measured at coded size. `feature_from`
+    `min_width`. `target_psnr` (dB) stops a fit early, measured at coded size. A short segment
+    is fitted for more epochs, until `least_steps` are done. `feature_from`
     and `task_from`: share of the epochs after which feature terms, then task terms, join.
     `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`.
     """
@@ -44,6 +46,7 @@ class Preset:
     encoder_width: int = 64
     max_segment_frames: int
     epochs: int
+    least_steps: int = 0
     batch_frames: int
     learning_rate: float
     warmup: float = 0.1
@@ -60,6 +63,18 @@ class Preset:
             raise ValueError(f"preset {self.name}: {n} stages, 3 to 6 are allowed")
         if len(self.kernels) != n or len(self.width_profile) != n + 1:
             raise ValueError(f"preset {self.name}: needs {n} kernels and {n + 1} widths")
+
+    def epochs_for(self, frames: int) -> int:
+        """Epochs that a segment of `frames` is fitted for at most."""
+        return max(self.epochs, math.ceil(self.least_steps / math.ceil(frames / self.batch_frames)))
+
+
+def budget_share(frames: int, full: int) -> float:
+    """1, 1/2, 1/4 or 1/8: the smallest that is at least frames / full.
+
+    Few sizes, so that segments of a size have one architecture and can be decoded together.
+    """
+    return max(0.125, 2.0 ** math.ceil(math.log2(min(1.0, frames / full))))
 
 
 def paper_profile(stages: int, reduction: float = 1.2) -> tuple[float, ...]:
@@ -267,11 +282,8 @@ def coded_size(height: int, width: int, preset: Preset) -> tuple[int, int, int, 
     return h, w, h, w
 
 
-def build_architecture(height: int, width: int, preset: Preset) -> Architecture:
-    """The widest architecture for a source of this size within the preset's parameter budget.
-
-    It does not depend on the segment's length, so that all segments of a video can be decoded together.
-    """
+def build_architecture(height: int, width: int, frames: int, preset: Preset) -> Architecture:
+    """The widest architecture for a segment of `frames` of this size within the preset's parameter budget."""
     content_h, content_w, coded_h, coded_w = coded_size(height, width, preset)
     narrow = Architecture(
         codec=preset.codec,
@@ -284,7 +296,9 @@ def build_architecture(height: int, width: int, preset: Preset) -> Architecture:
         strides=preset.strides,
         kernels=preset.kernels,
     )
-    budget = preset.parameters - preset.max_segment_frames * math.prod(narrow.latent_shape)
+    full = preset.max_segment_frames
+    budget = preset.parameters - full * math.prod(narrow.latent_shape)
+    budget = round(budget * budget_share(frames, full))
     low, high = 1, 4096
     while low < high:  # the parameter count grows with the base width: bisect
         base = (low + high + 1) // 2

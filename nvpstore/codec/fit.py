@@ -52,6 +52,16 @@ class JointTerm(Protocol):
         """(feature term, task term or None) for frames that the term sees."""
         ...
 
+    def partners(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """For each frame that the term sees, a neighbour in time that it sees too, by chance before or after."""
+        ...
+
+    def mixed_loss(
+        self, taps: Mapping[str, Tensor], frames: Tensor, partners: Tensor, share: float
+    ) -> Tensor:
+        """Task term of features decoded between `frames` and `partners`, `share` of the way to the partners."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitProgress:
@@ -115,13 +125,17 @@ class SegmentFit:
         self.terms: tuple[JointTerm, ...] = ()
         self.optimiser = torch.optim.Adam(self._parameters(), lr=preset.learning_rate, betas=(0.9, 0.99))
         self.scales: dict[str, float] = {}
+        self.recent = torch.zeros(
+            len(frames_tchw), *arch.latent_shape, device=device
+        )  # latents, as last seen
+        self.epochs = preset.epochs_for(len(frames_tchw))
         self.step, self.epoch, self.seconds, self.psnr = 0, 0, 0.0, -math.inf
 
     def run(self, progress: Callable[[FitProgress], None] | None = None) -> FittedSegment:
         """Train to the preset's target or budget. CodecError where the fit diverges."""
         self._resume()
         saved = time.monotonic()
-        while self.epoch < self.preset.epochs and not self._reached():
+        while self.epoch < self.epochs and not self._reached():
             began = time.monotonic()
             self._join_terms()
             self.run_epoch()
@@ -174,13 +188,14 @@ class SegmentFit:
             self.optimiser.add_param_group({"params": list(term.parameters())})
 
     def _feature_epoch(self) -> int:
-        return math.ceil(self.preset.feature_from * self.preset.epochs)
+        return math.ceil(self.preset.feature_from * self.epochs)
 
     def run_epoch(self) -> None:
         """One pass over all frames."""
         # The order depends on seed and epoch alone, so that a resumed fit repeats an undisturbed one.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.frames), generator=generator).to(self.device)
+        self.chance = generator
         errors = [self._train_step(part.sort().values) for part in order.split(self.preset.batch_frames)]
         squared = torch.stack(errors).sum().item() / len(self.frames)
         if not math.isfinite(squared):
@@ -192,21 +207,25 @@ class SegmentFit:
         self._set_learning_rate()
         wanted = {RGB_STAGE, *(s for term in self.terms for s in term.stages)}
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            taps = self.decoder.taps(self._latents(frames), sorted(wanted))
+            latents = self._latents(frames)
+            taps = self.decoder.taps(latents, sorted(wanted))
+        self.recent[frames] = latents.detach().float()
         height, width = self.arch.content_height, self.arch.content_width
         shown = taps[RGB_STAGE][:, :, :height, :width].float()
         reconstruction = F.mse_loss(shown, self.frames[frames][:, :, :height, :width].float())
-        loss = self._weigh(reconstruction, taps, dict(self._task_losses(taps, frames)))
+        loss = self._weigh(reconstruction, taps, dict(self._task_losses(taps, latents, frames)))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         self.optimiser.step()
         self.step += 1
         return reconstruction.detach() * len(frames)
 
-    def _task_losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> Iterator[tuple[str, Tensor]]:
-        with_task = self.epoch >= self.preset.task_from * self.preset.epochs
+    def _task_losses(
+        self, taps: Mapping[str, Tensor], latents: Tensor, frames: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
+        with_task = self.epoch >= self.preset.task_from * self.epochs
         for i, term in enumerate(self.terms):
             seen = term.sees(frames)
             if not seen.any():
@@ -215,7 +234,18 @@ class SegmentFit:
             feature, task = term.losses(parts, frames[seen], with_task=with_task)
             yield f"feature-{i}", feature
             if task is not None:
-                yield f"task-{i}", task
+                yield f"task-{i}", (task + self._mixed(term, latents[seen], frames[seen])) / 2
+
+    def _mixed(self, term: JointTerm, latents: Tensor, frames: Tensor) -> Tensor:
+        """The task term between frames that it sees: what keeps answers right on the frames that it does not.
+
+        Mixup (Zhang et al., ICLR 2018) of neighbouring frames' latents instead of pictures.
+        """
+        share = float(torch.rand((), generator=self.chance))
+        partners = term.partners(frames, self.chance)
+        between = torch.lerp(latents.float(), self.recent[partners], share)
+        taps = self.decoder.taps(between, term.stages)
+        return term.mixed_loss(taps, frames, partners, share)
 
     def _weigh(self, reconstruction: Tensor, taps: Mapping[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
         """λ_recon·L_recon + Σ λ·s·L with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage."""
@@ -241,7 +271,7 @@ class SegmentFit:
             self.scales[name] = BALANCE_MEMORY * before + (1 - BALANCE_MEMORY) * ratio
 
     def _set_learning_rate(self) -> None:
-        steps = self.preset.epochs * math.ceil(len(self.frames) / self.preset.batch_frames)
+        steps = self.epochs * math.ceil(len(self.frames) / self.preset.batch_frames)
         done, warm = self.step / steps, self.preset.warmup
         cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, done - warm) / (1 - warm)))
         factor = (done + 1 / steps) / warm if done < warm else cosine
@@ -252,13 +282,13 @@ class SegmentFit:
         """The target is met and every term has had its share of the fit."""
         if self.preset.target_psnr is None or self.psnr < self.preset.target_psnr:
             return False
-        return not self.terms or self.epoch >= (1 + self.preset.task_from) / 2 * self.preset.epochs
+        return not self.terms or self.epoch >= (1 + self.preset.task_from) / 2 * self.epochs
 
     def _progress(self) -> FitProgress:
-        left = self.preset.epochs - self.epoch
+        left = self.epochs - self.epoch
         return FitProgress(
             epoch=self.epoch,
-            epochs=self.preset.epochs,
+            epochs=self.epochs,
             psnr=self.psnr,
             elapsed_seconds=self.seconds,
             eta_seconds=left * self.seconds / self.epoch,
@@ -274,6 +304,7 @@ class SegmentFit:
             "choices": [term.choice for term in self.terms],
             "optimiser": self.optimiser.state_dict(),
             "scales": self.scales,
+            "recent": self.recent,
             "position": (self.step, self.epoch, self.seconds, self.psnr),
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -295,3 +326,4 @@ class SegmentFit:
             term.load_state_dict(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scales = dict(state["scales"])
+        self.recent = state["recent"]

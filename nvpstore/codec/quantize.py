@@ -56,9 +56,7 @@ def encode_latents(latents: Floats) -> tuple[str, bytes, NDArray[np.uint8]]:
     return "uint8-affine", scale.tobytes(), q.reshape(latents.shape[0], -1)
 
 
-def decode_latents(
-    encoding: str, scale: bytes, payload: NDArray[np.uint8], shape: tuple[int, ...]
-) -> Floats:
+def decode_latents(encoding: str, scale: bytes, payload: NDArray[np.uint8], shape: tuple[int, ...]) -> Floats:
     """Payload uint8 [t, bytes a frame] → latents float32 [t, *shape]."""
     if encoding == "float32":
         return np.ascontiguousarray(payload).view("<f4").reshape(-1, *shape).astype(np.float32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nvpstore.codec.build import Preset, build_architecture, stage_parameters
+from nvpstore.codec.build import Architecture, Preset, build_architecture, stage_parameters
 from nvpstore.codec.fit import SegmentFit
 from nvpstore.types import SourceInfo
 
@@ -31,10 +31,11 @@ def estimate_fit(info: SourceInfo, preset: Preset, *, tasks: int, device: str) -
     """Time and size of storing `info` with `preset`; segments for cuts inside are not known yet."""
     frames = info.declared_frames or max(1, round(info.duration_seconds * float(info.average_fps)))
     segments = math.ceil(frames / preset.max_segment_frames)
-    arch = build_architecture(info.height, info.width, preset)
+    length = math.ceil(frames / segments)
+    arch = build_architecture(info.height, info.width, length, preset)
     latents = math.prod(arch.latent_shape) * (4 if arch.codec == "nerv" else 1)
     per_segment = sum(stage_parameters(arch)) + tasks * ADAPTER_BYTES
-    seconds = frames * preset.epochs * _seconds_a_frame(info, preset, device) * OVERHEAD
+    seconds = frames * preset.epochs_for(length) * _seconds_a_frame(arch, preset, device) * OVERHEAD
     return Estimate(
         frames=frames,
         segments=segments,
@@ -43,9 +44,8 @@ def estimate_fit(info: SourceInfo, preset: Preset, *, tasks: int, device: str) -
     )
 
 
-def _seconds_a_frame(info: SourceInfo, preset: Preset, device: str) -> float:
+def _seconds_a_frame(arch: Architecture, preset: Preset, device: str) -> float:
     """Seconds that one frame of one epoch takes here: the second of two trial epochs."""
-    arch = build_architecture(info.height, info.width, preset)
     noise = torch.rand(TRIAL_FRAMES, 3, arch.coded_height, arch.coded_width).half()
     fit = SegmentFit(noise, arch, preset, device=device)
     fit.run_epoch()

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from nvpstore.codec.build import Architecture, Preset, build_architecture, find_preset, stage_gflops
+from nvpstore.codec.build import build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
 from nvpstore.errors import ArchiveError, ObjectExists
 from nvpstore.ingest.routes import with_bytes
@@ -24,7 +24,13 @@ from nvpstore.storage import keys
 from nvpstore.storage.documents import encode_meta
 from nvpstore.storage.log import Log, LogDraft
 from nvpstore.storage.objects import ObjectStore
-from nvpstore.storage.tables import SEGMENTS_PER_FILE, encode_latents, encode_manifest, encode_routes, encode_weights
+from nvpstore.storage.tables import (
+    SEGMENTS_PER_FILE,
+    encode_latents,
+    encode_manifest,
+    encode_routes,
+    encode_weights,
+)
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import (
     FrameBatch,
@@ -94,7 +100,6 @@ class Ingest:
     def run(self) -> VideoRecord:
         """Fit, put all objects, and commit them in one log entry."""
         source = self._scan()
-        arch = build_architecture(source.info.height, source.info.width, self.preset)
         work = self._work_folder(source)
         attempt = keys.new_attempt()
         objects: list[StoredObject] = []
@@ -103,7 +108,7 @@ class Ingest:
         footers: dict[str, bytes] = {}
         routes: list[list[RouteRecord]] = [[] for _ in self.tasks]
         for group in _groups(source.segments):
-            done = [self._finish(span, source, arch, work) for span in group]
+            done = [self._finish(span, source, work) for span in group]
             records = self._put_group(source.video_id, attempt, done, objects, footers)
             for record, segment in zip(records, done, strict=True):
                 for collected, own in zip(routes, segment.routes, strict=True):
@@ -124,7 +129,9 @@ class Ingest:
         def report(frames: int) -> None:
             self.on_progress(IngestProgress(phase="scan", done=frames, total=0))
 
-        return scan(str(self.request.path), max_segment_frames=self.preset.max_segment_frames, progress=report)
+        return scan(
+            str(self.request.path), max_segment_frames=self.preset.max_segment_frames, progress=report
+        )
 
     def _work_folder(self, source: SourceScan) -> Path:
         """Where checkpoints of exactly this fit live: same bytes, preset, tasks and device."""
@@ -132,7 +139,7 @@ class Ingest:
         what = json.dumps([source.sha256, repr(self.preset), versions, self.request.device])
         return self.work_dir / hashlib.sha256(what.encode()).hexdigest()[:32]
 
-    def _finish(self, span: SegmentSpan, source: SourceScan, arch: Architecture, work: Path) -> FinishedSegment:
+    def _finish(self, span: SegmentSpan, source: SourceScan, work: Path) -> FinishedSegment:
         def read() -> Iterator[FrameBatch]:
             return read_frames(
                 source.info.path,
@@ -147,7 +154,7 @@ class Ingest:
         return finish_segment(
             read,
             span,
-            arch,
+            build_architecture(source.info.height, source.info.width, span.frames, self.preset),
             self.preset,
             self.tasks,
             device=self.request.device,
@@ -237,7 +244,9 @@ class Ingest:
             return keys.source_key(video_id)
         return self.request.path.resolve().as_uri()
 
-    def _put_routes(self, video: VideoRecord, routes: Sequence[list[RouteRecord]], objects: list[StoredObject]) -> None:
+    def _put_routes(
+        self, video: VideoRecord, routes: Sequence[list[RouteRecord]], objects: list[StoredObject]
+    ) -> None:
         for task, own in zip(self.tasks, routes, strict=True):
             key = keys.routes_key(video.video_id, task.spec.version, video.attempt)
             table = encode_routes(
@@ -304,5 +313,3 @@ def _fit_progress(fit: FitProgress, span: SegmentSpan, frames: int) -> IngestPro
         psnr=fit.psnr if math.isfinite(fit.psnr) else None,
         eta_seconds=left * seconds_each,
     )
-
-

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvpstore.routing.select import cut_samples
+from nvpstore.routing.select import cut_samples, worthwhile_cuts
 from nvpstore.tasks.registry import LoadedTask
 
 TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
@@ -49,7 +49,7 @@ class ReferenceBuilder:
     def __init__(self, task: LoadedTask, *, start_frame: int, seed: int) -> None:
         self.task, self.seed = task, seed
         self.next_frame = start_frame
-        self.cuts = [cut.name for cut in task.backbone.cuts]
+        self.cuts = [cut.name for cut in worthwhile_cuts(task.backbone)]
         self.parts: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
 
     @torch.inference_mode()

@@ -38,7 +38,9 @@ class Agreement:
 class TaskTerms:
     """Makes one joint term a task: the pair that ranks best on the half-fitted decoder (a codec TermsFactory)."""
 
-    def __init__(self, references: Sequence[References], arch: Architecture, *, device: str, seed: int) -> None:
+    def __init__(
+        self, references: Sequence[References], arch: Architecture, *, device: str, seed: int
+    ) -> None:
         self.references, self.arch, self.device, self.seed = references, arch, device, seed
 
     def __call__(
@@ -270,5 +272,3 @@ def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:
         over_confident=float(same[sure].mean()) if confident else None,
         confident_frames=confident,
     )
-
-

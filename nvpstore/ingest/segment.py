@@ -156,8 +156,8 @@ def _routes(
 ) -> tuple[tuple[RouteRecord, ...], ...]:
     joint = {i: term for i, term in enumerate(fitted.terms) if isinstance(term, AdapterTerm)}
     return tuple(
-        SegmentRoutes(
-            decoder, latents, refs, segment=segment, arch=arch, preset=preset, seed=seed
-        ).measure(joint.get(i))
+        SegmentRoutes(decoder, latents, refs, segment=segment, arch=arch, preset=preset, seed=seed).measure(
+            joint.get(i)
+        )
         for i, refs in enumerate(references)
     )

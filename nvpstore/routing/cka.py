@@ -83,4 +83,3 @@ def choose_positions(height: int, width: int, count: int, seed: int) -> Tensor:
     """At most `count` distinct positions of a grid, the same for the same seed."""
     order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
     return order[:count].sort().values
-

@@ -15,6 +15,11 @@ from nvpstore.tasks.cuts import Cut, CutBackbone
 from nvpstore.types import RGB_STAGE
 
 POSITIONS_PER_FRAME = 32
+# A tail above the first share saves too little to be worth an adapter; one below the second leaves so little
+# of the backbone that the adapter would have to hold the answers themselves.
+TAIL_SHARES = (0.5, 0.1)
+ADAPTER_SHARE = 0.01  # of the backbone's parameters: above it, an adapter is not micro
+FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
 HELD_OUT_EVERY = 4  # of the frames that tasks may see, every fourth judges the ridge fit
 
 
@@ -60,25 +65,33 @@ def rank_pairs(
     backbone: CutBackbone,
     seed: int,
 ) -> tuple[Candidate, ...]:
-    """All stage × cut pairs that cost less than the pixel route, best first.
+    """All stage × cut pairs that keep to the shares above and cost less than the pixel route, best first.
 
     `taps` and `samples` are of the same frames, all of them seen by task terms.
     """
     decode = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
     pixel = decode[RGB_STAGE] + backbone.whole_gflops()
     ranked = []
-    for cut in backbone.cuts:
+    for cut in worthwhile_cuts(backbone):
         on_grid = stage_samples(taps, cut, seed=seed)
         for i, stage in enumerate(arch.stage_names[:-1]):
             stages = arch.stage_names[: i + 1]
             cost = decode[stage] + _adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
-            if cost >= pixel:
+            parameters = _adapter_parameters(arch, stages, cut)
+            if i < FIRST_STAGE or cost >= pixel or parameters > ADAPTER_SHARE * backbone.parameters:
                 continue
             cka = linear_cka(on_grid[stage], samples[cut.name])
             ranked.append(
                 Candidate(stages=stages, cut=cut.name, cka=cka, gflops=cost, score=cka * (1 - cost / pixel))
             )
     return tuple(sorted(ranked, key=lambda c: (-c.score, c.gflops, c.cut)))
+
+
+def worthwhile_cuts(backbone: CutBackbone) -> tuple[Cut, ...]:
+    """Cuts whose tail is within TAIL_SHARES of the backbone's GFLOPs; all of them where none is."""
+    most, least = (share * backbone.whole_gflops() for share in TAIL_SHARES)
+    within = tuple(cut for cut in backbone.cuts if least <= backbone.tail_gflops(cut.name) <= most)
+    return within or backbone.cuts
 
 
 def ridge_for(
@@ -106,6 +119,11 @@ def spread_top(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]
 def _adapter_gflops(arch: Architecture, stages: Sequence[str], cut: Cut) -> float:
     channels = sum(arch.stage_shape(s)[0] for s in stages)
     return sum(2 * channels * c * h * w / 1e9 for c, h, w in cut.shapes)
+
+
+def _adapter_parameters(arch: Architecture, stages: Sequence[str], cut: Cut) -> int:
+    channels = sum(arch.stage_shape(s)[0] for s in stages)
+    return sum((channels + 1) * c for c in cut.channels)
 
 
 def _positions(height: int, width: int, seed: int) -> Tensor:

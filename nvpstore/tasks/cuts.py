@@ -64,6 +64,8 @@ class CutBackbone:
         self.graph.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._tails: dict[str, fx.GraphModule] = {}
         self._heads: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._gflops: dict[str, float] = {}
+        self.parameters = sum(p.numel() for p in self.graph.parameters())
 
     def cut(self, name: str) -> Cut:
         for cut in self.cuts:
@@ -93,10 +95,15 @@ class CutBackbone:
 
     def tail_gflops(self, cut: str) -> float:
         """GFLOPs (2 × MAC) of one frame through the tail."""
-        return gflops(self.tail(cut), *(torch.zeros(1, *s, device=self.device) for s in self.cut(cut).shapes))
+        if cut not in self._gflops:
+            inputs = [torch.zeros(1, *shape, device=self.device) for shape in self.cut(cut).shapes]
+            self._gflops[cut] = gflops(self.tail(cut), *inputs)
+        return self._gflops[cut]
 
     def whole_gflops(self) -> float:
-        return gflops(self.graph, torch.zeros(1, *self.input_chw, device=self.device))
+        if "" not in self._gflops:
+            self._gflops[""] = gflops(self.graph, torch.zeros(1, *self.input_chw, device=self.device))
+        return self._gflops[""]
 
 
 def gflops(module: nn.Module, *inputs: Tensor) -> float:

@@ -51,7 +51,7 @@ def test_unknown_encoding_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("preset", ["micro", "nerv-micro"])
 def test_a_prefix_of_the_stages_gives_the_same_features_as_the_whole_decoder(preset: str) -> None:
-    arch = build_architecture(36, 50, PRESETS[preset])
+    arch = build_architecture(36, 50, 24, PRESETS[preset])
     torch.manual_seed(0)
     stored = [stage.tensors for stage in store_weights(Decoder(arch), segment=0)]
     latents = torch.rand(3, *arch.latent_shape)
@@ -64,7 +64,7 @@ def test_a_prefix_of_the_stages_gives_the_same_features_as_the_whole_decoder(pre
 
 @pytest.mark.parametrize("preset", ["micro", "nerv-micro"])
 def test_stored_latents_keep_frames_and_times(preset: str) -> None:
-    arch = build_architecture(32, 48, PRESETS[preset])
+    arch = build_architecture(32, 48, 24, PRESETS[preset])
     latents = torch.rand(5, *arch.latent_shape)
     pts = np.array([0, 3, 7, 8, 20], np.int64)
     stored = store_latents(latents, segment=2, start_frame=10, pts=pts)
@@ -74,7 +74,7 @@ def test_stored_latents_keep_frames_and_times(preset: str) -> None:
 
 @pytest.mark.parametrize("size", [(33, 49), (32, 48), (90, 121), (1, 1)])
 def test_coding_and_showing_keep_the_source_size(size: tuple[int, int]) -> None:
-    arch = build_architecture(*size, PRESETS["micro"])
+    arch = build_architecture(*size, 24, PRESETS["micro"])
     source = torch.full((2, 3, *size), 200, dtype=torch.uint8)
     coded = coded_frames(source, arch)
     assert coded.shape == (2, 3, arch.coded_height, arch.coded_width)

@@ -22,14 +22,14 @@ from nvpstore.tasks.cuts import gflops
     ("preset", "width"), [("hnerv-0.35m", 32), ("hnerv-0.75m", 48), ("hnerv-1.5m", 68), ("hnerv-3m", 97)]
 )
 def test_paper_presets_have_the_widths_of_the_published_models(preset: str, width: int) -> None:
-    arch = build_architecture(640, 1280, PRESETS[preset])
+    arch = build_architecture(640, 1280, 132, PRESETS[preset])
     assert abs(arch.widths[0] - width) <= 1
     assert arch.stage_shape("2") == (arch.widths[2], 40, 80)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_counted_parameters_and_gflops_are_those_of_the_built_decoder(preset: str) -> None:
-    arch = build_architecture(96, 160, PRESETS[preset])
+    arch = build_architecture(96, 160, 132, PRESETS[preset])
     decoder = Decoder(arch)
     counted = [sum(p.numel() for p in stage.parameters()) for stage in decoder.stages]
     assert tuple(counted) == stage_parameters(arch)
@@ -41,7 +41,7 @@ def test_counted_parameters_and_gflops_are_those_of_the_built_decoder(preset: st
 @pytest.mark.parametrize("size", [(1, 1), (17, 33), (272, 640), (480, 270), (1080, 1920)])
 def test_any_geometry_is_coded_in_whole_strides(size: tuple[int, int]) -> None:
     for name in ("demo", "micro", "hnerv-1.5m"):
-        arch = build_architecture(*size, PRESETS[name])
+        arch = build_architecture(*size, 24, PRESETS[name])
         height, width = arch.latent_hw
         assert height >= 1
         assert width >= 1
@@ -52,14 +52,14 @@ def test_any_geometry_is_coded_in_whole_strides(size: tuple[int, int]) -> None:
 
 def test_budget_bounds_decoder_and_latents() -> None:
     preset = PRESETS["demo"]
-    arch = build_architecture(272, 640, preset)
+    arch = build_architecture(272, 640, 128, preset)
     latents = preset.max_segment_frames * torch.zeros(arch.latent_shape).numel()
     total = sum(stage_parameters(arch)) + latents
     assert 0.95 * preset.parameters < total <= preset.parameters
 
 
 def test_architecture_survives_json() -> None:
-    arch = build_architecture(272, 640, PRESETS["demo"])
+    arch = build_architecture(272, 640, 128, PRESETS["demo"])
     assert Architecture.from_json(arch.to_json()) == arch
 
 

@@ -54,6 +54,16 @@ class FeatureTerm:
         error = (self.net(taps["1"].mean((2, 3))).squeeze(1) - frames / 12).square().mean()
         return error, error * 1000 if with_task else None
 
+    def partners(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        return (frames + 2).clamp(max=10)
+
+    def mixed_loss(
+        self, taps: Mapping[str, Tensor], frames: Tensor, partners: Tensor, share: float
+    ) -> Tensor:
+        assert (partners % 2 == 0).all()
+        between = torch.lerp(frames.float(), partners.float(), share)
+        return 1000 * (self.net(taps["1"].mean((2, 3))).squeeze(1) - between / 12).square().mean()
+
 
 class MakeTerms:
     def __init__(self) -> None:
@@ -71,7 +81,7 @@ class MakeTerms:
 def test_a_fit_learns_its_frames(preset: str) -> None:
     clip = moving_square()
     chosen = replace(PRESETS[preset], epochs=25, target_psnr=None)
-    fitted = SegmentFit(clip, build_architecture(32, 48, chosen), chosen).run()
+    fitted = SegmentFit(clip, build_architecture(32, 48, 24, chosen), chosen).run()
     constant = -10 * torch.log10((clip.float() - clip.float().mean((0, 2, 3), keepdim=True)).square().mean())
     assert fitted.psnr > float(constant) + 3
     assert fitted.latents.shape[0] == 12
@@ -79,15 +89,17 @@ def test_a_fit_learns_its_frames(preset: str) -> None:
 
 def test_a_fit_stops_at_its_target() -> None:
     easy = replace(MICRO, epochs=50, target_psnr=10.0)
-    fitted = SegmentFit(moving_square(), build_architecture(32, 48, easy), easy).run()
+    fitted = SegmentFit(moving_square(), build_architecture(32, 48, 24, easy), easy).run()
     assert fitted.epochs < 50
     assert fitted.psnr >= 10.0
 
 
-def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fit_ends_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nvpstore.codec.fit.CHECKPOINT_SECONDS", 0.0)
     preset = replace(MICRO, epochs=6, target_psnr=None)
-    arch = build_architecture(32, 48, preset)
+    arch = build_architecture(32, 48, 24, preset)
     undisturbed = SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms()).run()
 
     def stop_after_three(progress: FitProgress) -> None:
@@ -96,9 +108,9 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path, monkeypat
 
     checkpoint = tmp_path / "fit.pt"
     with pytest.raises(KeyboardInterrupt):
-        SegmentFit(
-            moving_square(), arch, preset, terms_factory=MakeTerms(), checkpoint=checkpoint
-        ).run(stop_after_three)
+        SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms(), checkpoint=checkpoint).run(
+            stop_after_three
+        )
     again = MakeTerms()
     seen: list[int] = []
     resumed = SegmentFit(moving_square(), arch, preset, terms_factory=again, checkpoint=checkpoint).run(
@@ -106,16 +118,14 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path, monkeypat
     )
     assert seen == [4, 5, 6]  # epoch 4 was run, but the kill came before its checkpoint
     assert again.asked == [["stage 1"]]
-    for mine, theirs in zip(
-        resumed.decoder.parameters(), undisturbed.decoder.parameters(), strict=True
-    ):
+    for mine, theirs in zip(resumed.decoder.parameters(), undisturbed.decoder.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 def test_task_terms_join_and_learn_only_from_the_frames_they_see() -> None:
     preset = replace(MICRO, epochs=30, target_psnr=None)
     make = MakeTerms()
-    fit = SegmentFit(moving_square(), build_architecture(32, 48, preset), preset, terms_factory=make)
+    fit = SegmentFit(moving_square(), build_architecture(32, 48, 24, preset), preset, terms_factory=make)
     fitted = fit.run()
     assert make.asked == [None]
     taps = fitted.decoder.taps(fitted.latents, ("1",))
@@ -130,4 +140,4 @@ def test_divergence_is_an_error_that_says_so() -> None:
     frames = moving_square().clone()
     frames[3] = float("nan")
     with pytest.raises(CodecError, match="diverged in epoch 1"):
-        SegmentFit(frames, build_architecture(32, 48, MICRO), MICRO).run()
+        SegmentFit(frames, build_architecture(32, 48, 24, MICRO), MICRO).run()
