@@ -11,13 +11,15 @@ from nvpstore.adapters.losses import composite_loss
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter
 
 OutputLoss = Callable[[Tensor, Tensor], Tensor]
+Answer = Callable[[Tensor], tuple[Sequence[Tensor], Tensor]]
 
 
 class AdapterTerm:
     """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm).
 
     `targets` are the cut's tensors [n, c, h, w] and `reference` the backbone's output [n, …] on the
-    n frames that the term sees; `positions` [n] are these frames' positions in the segment.
+    n frames that the term sees; `positions` [n] are these frames' positions in the segment. `answer`
+    asks the backbone about other pictures [b, 3, h, w] in 0 … 1: (the cut's tensors, output).
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class AdapterTerm:
         positions: Tensor,
         frames: int,
         output_loss: OutputLoss,
+        answer: Answer,
         device: str,
     ) -> None:
         self.choice, self.stages = choice, adapter.stages
@@ -39,10 +42,9 @@ class AdapterTerm:
         self.tail = tail.to(device)
         self.targets = [s.normalise(t.to(device)) for s, t in zip(self.scales, targets, strict=True)]
         self.reference = reference.to(device)
-        self.output_loss = output_loss
+        self.output_loss, self.answer = output_loss, answer
         self.row = torch.full((frames,), -1, dtype=torch.long, device=device)
         self.row[positions.to(device)] = torch.arange(len(positions), device=device)
-        self.positions = positions.to(device)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return list(self.adapter.parameters())
@@ -60,23 +62,22 @@ class AdapterTerm:
         self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
     ) -> tuple[Tensor, Tensor | None]:
         rows = self.row[frames]
+        return self._losses(taps, [t[rows] for t in self.targets], self.reference[rows], with_task=with_task)
+
+    def view_losses(
+        self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            features, reference = self.answer(views)
+            targets = [s.normalise(f) for s, f in zip(self.scales, features, strict=True)]
+        return self._losses(taps, targets, reference, with_task=with_task)
+
+    def _losses(
+        self, taps: Mapping[str, Tensor], targets: Sequence[Tensor], reference: Tensor, *, with_task: bool
+    ) -> tuple[Tensor, Tensor | None]:
         adapted = self.adapter(taps)
-        feature = torch.stack(
-            [composite_loss(a, t[rows]) for a, t in zip(adapted, self.targets, strict=True)]
-        ).mean()
+        feature = torch.stack([composite_loss(a, t) for a, t in zip(adapted, targets, strict=True)]).mean()
         if not with_task:
             return feature, None
         output = self.tail(*(s.restore(a) for s, a in zip(self.scales, adapted, strict=True)))
-        return feature, self.output_loss(output, self.reference[rows])
-
-    def partners(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        rows = self.row[frames]
-        step = torch.randint(0, 2, rows.shape, generator=generator).to(rows.device) * 2 - 1
-        return self.positions[(rows + step).clamp(0, len(self.positions) - 1)]
-
-    def mixed_loss(
-        self, taps: Mapping[str, Tensor], frames: Tensor, partners: Tensor, share: float
-    ) -> Tensor:
-        output = self.tail(*(s.restore(a) for s, a in zip(self.scales, self.adapter(taps), strict=True)))
-        own, other = (self.output_loss(output, self.reference[self.row[f]]) for f in (frames, partners))
-        return (1 - share) * own + share * other
+        return feature, self.output_loss(output, reference)

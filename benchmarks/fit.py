@@ -63,7 +63,7 @@ def measure(name: str, frames: Frames, device: str, *, checkpoint: Path) -> dict
     """Fit the frames as one segment at most as long as the preset allows."""
     preset = find_preset(name)
     rgb_tchw = torch.from_numpy(frames[: preset.max_segment_frames]).permute(0, 3, 1, 2)
-    arch = build_architecture(rgb_tchw.shape[2], rgb_tchw.shape[3], preset)
+    arch = build_architecture(rgb_tchw.shape[2], rgb_tchw.shape[3], len(rgb_tchw), preset)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     fit = SegmentFit(
         coded_frames(rgb_tchw, arch), arch, preset, device=device, seed=SEED, checkpoint=checkpoint

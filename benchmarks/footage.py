@@ -111,7 +111,7 @@ def _view(board: Tensor, top: float, left: float) -> NDArray[np.uint8]:
     return shown
 
 
-def write_collage(out: Path, frames: int = 120) -> Path:
+def write_collage(out: Path, frames: int = 150) -> Path:
     """Encode the collage as H.264 (crf 12, so that the source is no worse than it looks)."""
     with av.open(str(out), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "12", "preset": "medium"})

@@ -115,10 +115,11 @@ PRESETS: dict[str, Preset] = {
             kernels=(1, 3, 3, 3),
             width_profile=(1.0, 0.75, 0.375, 0.156, 0.094),
             min_width=8,
-            max_segment_frames=128,
-            epochs=60,
+            max_segment_frames=160,
+            epochs=40,
+            least_steps=700,
             batch_frames=4,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
         ),
         # For tests: a fit takes at most two seconds.
         Preset(

@@ -24,10 +24,14 @@ from nvpstore.errors import CodecError
 from nvpstore.types import RGB_STAGE
 
 LOSS_SCALE = 100.0  # raw gradients are so small that Adam's epsilon and the clipping norm would miss them
+VIEW_ZOOM = 0.8
 BALANCE_EVERY = 8  # steps between two measurements of the terms' gradient norms
 BALANCE_MEMORY = 0.9
 CLIP_NORM = 1.0
 CHECKPOINT_SECONDS = 15.0
+
+
+TermLosses = tuple[Tensor, Tensor | None]  # feature term, task term
 
 
 class JointTerm(Protocol):
@@ -48,18 +52,14 @@ class JointTerm(Protocol):
 
     def losses(
         self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> TermLosses:
         """(feature term, task term or None) for frames that the term sees."""
         ...
 
-    def partners(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """For each frame that the term sees, a neighbour in time that it sees too, by chance before or after."""
-        ...
-
-    def mixed_loss(
-        self, taps: Mapping[str, Tensor], frames: Tensor, partners: Tensor, share: float
-    ) -> Tensor:
-        """Task term of features decoded between `frames` and `partners`, `share` of the way to the partners."""
+    def view_losses(
+        self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
+    ) -> TermLosses:
+        """The same for other views [b, 3, H, W] (0 … 1) of frames that the term sees."""
         ...
 
 
@@ -125,9 +125,7 @@ class SegmentFit:
         self.terms: tuple[JointTerm, ...] = ()
         self.optimiser = torch.optim.Adam(self._parameters(), lr=preset.learning_rate, betas=(0.9, 0.99))
         self.scales: dict[str, float] = {}
-        self.recent = torch.zeros(
-            len(frames_tchw), *arch.latent_shape, device=device
-        )  # latents, as last seen
+        self.chance = torch.Generator()
         self.epochs = preset.epochs_for(len(frames_tchw))
         self.step, self.epoch, self.seconds, self.psnr = 0, 0, 0.0, -math.inf
 
@@ -193,9 +191,8 @@ class SegmentFit:
     def run_epoch(self) -> None:
         """One pass over all frames."""
         # The order depends on seed and epoch alone, so that a resumed fit repeats an undisturbed one.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.frames), generator=generator).to(self.device)
-        self.chance = generator
+        self.chance.manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.frames), generator=self.chance).to(self.device)
         errors = [self._train_step(part.sort().values) for part in order.split(self.preset.batch_frames)]
         squared = torch.stack(errors).sum().item() / len(self.frames)
         if not math.isfinite(squared):
@@ -207,13 +204,11 @@ class SegmentFit:
         self._set_learning_rate()
         wanted = {RGB_STAGE, *(s for term in self.terms for s in term.stages)}
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            latents = self._latents(frames)
-            taps = self.decoder.taps(latents, sorted(wanted))
-        self.recent[frames] = latents.detach().float()
+            taps = self.decoder.taps(self._latents(frames), sorted(wanted))
         height, width = self.arch.content_height, self.arch.content_width
         shown = taps[RGB_STAGE][:, :, :height, :width].float()
         reconstruction = F.mse_loss(shown, self.frames[frames][:, :, :height, :width].float())
-        loss = self._weigh(reconstruction, taps, dict(self._task_losses(taps, latents, frames)))
+        loss = self._weigh(reconstruction, taps, dict(self._task_losses(taps, frames)))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -222,30 +217,41 @@ class SegmentFit:
         self.step += 1
         return reconstruction.detach() * len(frames)
 
-    def _task_losses(
-        self, taps: Mapping[str, Tensor], latents: Tensor, frames: Tensor
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _task_losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> Iterator[tuple[str, Tensor]]:
         with_task = self.epoch >= self.preset.task_from * self.epochs
         for i, term in enumerate(self.terms):
             seen = term.sees(frames)
             if not seen.any():
                 continue
             parts = {s: taps[s][seen].float() for s in term.stages}
-            feature, task = term.losses(parts, frames[seen], with_task=with_task)
-            yield f"feature-{i}", feature
-            if task is not None:
-                yield f"task-{i}", (task + self._mixed(term, latents[seen], frames[seen])) / 2
+            both = [term.losses(parts, frames[seen], with_task=with_task)]
+            if self.encoder is not None:
+                both.append(self._view_losses(term, frames[seen], with_task=with_task))
+            yield f"feature-{i}", torch.stack([feature for feature, _ in both]).mean()
+            if with_task:
+                yield f"task-{i}", torch.stack([task for _, task in both if task is not None]).mean()
 
-    def _mixed(self, term: JointTerm, latents: Tensor, frames: Tensor) -> Tensor:
-        """The task term between frames that it sees: what keeps answers right on the frames that it does not.
+    def _view_losses(self, term: JointTerm, frames: Tensor, *, with_task: bool) -> TermLosses:
+        """The term on moved and zoomed views of frames that it sees, encoded anew.
 
-        Mixup (Zhang et al., ICLR 2018) of neighbouring frames' latents instead of pictures.
+        Every second frame alone is learned by heart; what lies between frames looks like such views.
         """
-        share = float(torch.rand((), generator=self.chance))
-        partners = term.partners(frames, self.chance)
-        between = torch.lerp(latents.float(), self.recent[partners], share)
-        taps = self.decoder.taps(between, term.stages)
-        return term.mixed_loss(taps, frames, partners, share)
+        views = self._views(self.frames[frames].float())
+        assert self.encoder is not None, "only an encoder can see a view"
+        return term.view_losses(
+            self.decoder.taps(self.encoder(views), term.stages), views, with_task=with_task
+        )
+
+    def _views(self, frames_bchw: Tensor) -> Tensor:
+        """A random window of each frame, at least VIEW_ZOOM of its sides, at full size."""
+        chance = torch.rand(len(frames_bchw), 3, generator=self.chance).to(self.device)
+        zoom = VIEW_ZOOM + (1 - VIEW_ZOOM) * chance[:, 0]
+        windows = torch.zeros(len(frames_bchw), 2, 3, device=self.device)
+        windows[:, 0, 0] = windows[:, 1, 1] = zoom
+        windows[:, :, 2] = (1 - zoom[:, None]) * (2 * chance[:, 1:] - 1)
+        grid = F.affine_grid(windows, list(frames_bchw.shape), align_corners=False)
+        views = F.grid_sample(frames_bchw, grid, align_corners=False, padding_mode="border")
+        return views.contiguous(memory_format=torch.channels_last)
 
     def _weigh(self, reconstruction: Tensor, taps: Mapping[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
         """λ_recon·L_recon + Σ λ·s·L with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage."""
@@ -304,7 +310,6 @@ class SegmentFit:
             "choices": [term.choice for term in self.terms],
             "optimiser": self.optimiser.state_dict(),
             "scales": self.scales,
-            "recent": self.recent,
             "position": (self.step, self.epoch, self.seconds, self.psnr),
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -326,4 +331,3 @@ class SegmentFit:
             term.load_state_dict(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self.scales = dict(state["scales"])
-        self.recent = state["recent"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
+from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
 
 RANK_FRAMES = 64  # frames that CKA and ridge are computed on, spread over those that tasks may see
@@ -71,6 +73,7 @@ class TaskTerms:
             positions=refs.positions,
             frames=len(refs.seen),
             output_loss=refs.task.head.loss,
+            answer=partial(answer, refs.task, candidate.cut),
             device=self.device,
         )
 
@@ -78,6 +81,12 @@ class TaskTerms:
         self, taps: Mapping[str, Tensor], samples: Mapping[str, Tensor], refs: References
     ) -> tuple[Candidate, ...]:
         return rank_pairs(taps, samples, arch=self.arch, backbone=refs.task.backbone, seed=self.seed)
+
+
+def answer(task: LoadedTask, cut: str, views: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The backbone on pictures [b, 3, h, w] in 0 … 1: (the cut's tensors, output)."""
+    features, output = task.backbone.features(task.spec.preprocessing.apply(views * 255), [cut])
+    return (features[cut],), output
 
 
 def _candidate_from(choice: str) -> Candidate:

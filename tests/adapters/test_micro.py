@@ -107,6 +107,11 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
     cut = backbone.cuts[0]
     features, reference = backbone.features(frames, [cut.name])
     positions = torch.tensor([0, 2, 4, 6])
+
+    def answer(views: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        found, output = backbone.features(views, [cut.name])
+        return (found[cut.name],), output
+
     term = AdapterTerm(
         choice="{}",
         adapter=MicroAdapter(("1",), (5,), cut.shapes),
@@ -116,6 +121,7 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
         positions=positions,
         frames=8,
         output_loss=squared,
+        answer=answer,
         device="cpu",
     )
     batch = torch.tensor([1, 2, 6, 7])
@@ -125,6 +131,9 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
     assert none is None
     feature, task = term.losses({"1": stage}, torch.tensor([2, 6]), with_task=True)
     assert task is not None
+    view_feature, view_task = term.view_losses({"1": stage}, frames[[1, 3]], with_task=True)
+    torch.testing.assert_close(view_feature, feature)  # an unaltered view is the frame itself
+    torch.testing.assert_close(view_task, task)
     for loss in (feature, task):
         (gradient,) = torch.autograd.grad(loss, stage, retain_graph=True)
         assert float(gradient.abs().sum()) > 0
