@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -258,30 +260,35 @@ class Archive:
     ) -> ExportSummary:
         """Write a video for people: H.264 in mp4, `lossless` FFV1 RGB in mkv, PNGs for a folder (`…/`).
 
-        The file is marked as reconstructed, with the source's digest, the model and its PSNR. `original`
-        writes the source's own bytes, where they are kept. Raises StoreError where `out` cannot be written.
+        An excerpt starts at time 0 and is silent. The file is marked as reconstructed, with the source's
+        digest, the model and its PSNR. `original` writes the source's own bytes, where they are kept. Raises
+        StoreError where `out` cannot be written, UsageError where no frames are asked for.
         """
         snapshot = self.catalog.snapshot()
         video = snapshot.video(snapshot.find_video(ref))
         if original:
             return self._export_original(video, str(out))
-        metadata = _marks(video)
         batches = self.frames(video.video_id, start=start, end=end)
+        first = next(batches, None)
+        if first is None:
+            raise UsageError(f"{video.name}: no frames from {start or 0:g} s{_until(end)}; {_length(video)}")
+        batches = chain([first], batches)
         if str(out).endswith("/") or Path(out).is_dir():
-            written = write_pngs(batches, str(out), metadata=metadata)
+            written = write_pngs(batches, str(out), metadata=_marks(video))
         else:
-            written = write_video(
-                batches,
-                str(out),
-                width=video.width,
-                height=video.height,
-                time_base=video.time_base,
-                average_fps=video.average_fps,
-                audio_from=self._audio_source(video.source_uri) if start is None and end is None else None,
-                lossless=lossless,
-                metadata=metadata,
-                start_pts=video.pts_origin or 0,
-            )
+            with self._audio(video, whole=start is None and end is None) as audio:
+                written = write_video(
+                    batches,
+                    str(out),
+                    width=video.width,
+                    height=video.height,
+                    time_base=video.time_base,
+                    average_fps=video.average_fps,
+                    audio_from=audio,
+                    lossless=lossless,
+                    metadata=_marks(video),
+                    start_pts=int(first.pts[0]),
+                )
         return ExportSummary(path=str(out), frames=written, reconstructed=True)
 
     # ------------------------------------------------------------ parts
@@ -347,12 +354,27 @@ class Archive:
             self._operators = TorchOperators(self.store, threads=self.settings.threads)
         return self._operators
 
-    def _audio_source(self, source_uri: str | None) -> str | None:
+    @contextmanager
+    def _audio(self, video: IndexedVideo, *, whole: bool) -> Iterator[str | None]:
+        """A file with the audio streams: the original where it is at hand, else the stored copy's."""
+        if video.audio is None or not whole:
+            yield None
+            return
+        path = self._local_original(video.source_uri)
+        if path is not None and path.stat().st_size == video.source_bytes:
+            yield str(path)
+            return
+        with NamedTemporaryFile(suffix=".mka") as file:
+            file.write(self.store.get_verified(video.audio))
+            file.flush()
+            yield file.name
+
+    def _local_original(self, source_uri: str | None) -> Path | None:
         """The original as a local file, where it is still there."""
         from nvpstore.query.operators import source_path
 
         path = source_path(self.store, source_uri)
-        return str(path) if path is not None and path.is_file() else None
+        return path if path is not None and path.is_file() else None
 
     def _export_original(self, video: IndexedVideo, out: str) -> ExportSummary:
         if video.source_uri is None:
@@ -368,12 +390,20 @@ class Archive:
         return ExportSummary(path=out, frames=video.frames, reconstructed=False)
 
     def _original(self, source_uri: str) -> bytes:
-        path = self._audio_source(source_uri)
+        path = self._local_original(source_uri)
         if path is not None:
-            return Path(path).read_bytes()
+            return path.read_bytes()
         if source_uri.startswith("file://"):
             raise SourceError(f"the original is no longer at {source_uri}")
         return self.store.get(source_uri)
+
+
+def _until(end: float | None) -> str:
+    return "" if end is None else f" to {end:g} s"
+
+
+def _length(video: IndexedVideo) -> str:
+    return f"it lasts {video.duration_seconds or 0:g} s"
 
 
 def _marks(video: IndexedVideo) -> dict[str, str]:

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from nvpstore.storage.tables import (
     encode_manifest,
     encode_routes,
     encode_weights,
+    route_ranges,
 )
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import (
@@ -44,6 +45,7 @@ from nvpstore.types import (
     VideoRecord,
     VideoState,
 )
+from nvpstore.video.audio import copied_audio
 from nvpstore.video.source import read_frames, scan
 
 KeepSource = Literal["reference", "copy", "none"]
@@ -115,7 +117,8 @@ class Ingest:
                     collected += [with_bytes(r, record, source_bytes=source.info.size_bytes) for r in own]
             segments += records
             finished += done
-        video = self._video_record(source, attempt, segments, finished, footers)
+        audio = self._put_audio(source, attempt, objects)
+        video = self._video_record(source, attempt, segments, finished, footers, audio)
         self._put_routes(video, routes, objects)
         self._put_rest(video, objects)
         # The entry last: a crash before it leaves orphan objects, never a half visible video.
@@ -198,6 +201,16 @@ class Ingest:
             for s in done
         ]
 
+    def _put_audio(
+        self, source: SourceScan, attempt: str, objects: list[StoredObject]
+    ) -> StoredObject | None:
+        """The source's sound, so that an export has it when the source is gone; None for silent files."""
+        if not source.info.audio_streams:
+            return None
+        key = keys.audio_key(source.video_id, attempt)
+        objects.append(self.store.put(key, copied_audio(source.info.path)))
+        return objects[-1]
+
     def _video_record(
         self,
         source: SourceScan,
@@ -205,6 +218,7 @@ class Ingest:
         segments: Sequence[SegmentRecord],
         finished: Sequence[FinishedSegment],
         footers: Mapping[str, bytes],
+        audio: StoredObject | None,
     ) -> VideoRecord:
         info = source.info
         values = finished[0].values_per_frame
@@ -231,6 +245,7 @@ class Ingest:
             fit_seconds=sum(s.fit_seconds for s in finished),
             segments=tuple(segments),
             footers=footers,
+            audio=audio,
         )
 
     def _state(self, overall_psnr: float) -> VideoState:
@@ -249,17 +264,14 @@ class Ingest:
     ) -> None:
         for task, own in zip(self.tasks, routes, strict=True):
             key = keys.routes_key(video.video_id, task.spec.version, video.attempt)
-            table = encode_routes(
-                key,
-                TaskRoutes(
-                    video_id=video.video_id,
-                    task=task.spec.name,
-                    version=task.spec.version,
-                    attempt=video.attempt,
-                    routes=tuple(own),
-                ),
+            routes_of_task = TaskRoutes(
+                video_id=video.video_id,
+                task=task.spec.name,
+                version=task.spec.version,
+                attempt=video.attempt,
+                routes=tuple(own),
             )
-            objects.append(self.store.put(key, table.data))
+            objects.append(self.store.put(key, _with_adapter_bytes(key, routes_of_task)))
 
     def _put_rest(self, video: VideoRecord, objects: list[StoredObject]) -> None:
         """Manifest, meta and, where asked for, the source's copy."""
@@ -284,6 +296,15 @@ class Ingest:
             return self.store.put(key, data)
         except ObjectExists:  # the key is the content's digest: what is there is the same
             return StoredObject(key=key, size_bytes=len(data), sha256=video.sha256)
+
+
+def _with_adapter_bytes(key: str, routes: TaskRoutes) -> bytes:
+    """The routes' object, in which each route's `bytes` count its own row group too."""
+    # Sizes are known once it is encoded, and do not depend on the figures: so it is encoded twice.
+    ranges = route_ranges(key, encode_routes(key, routes).data)
+    pairs = zip(routes.routes, ranges, strict=True)
+    counted = (replace(r, bytes=r.bytes + (part.size_bytes if part else 0)) for r, part in pairs)
+    return encode_routes(key, replace(routes, routes=tuple(counted))).data
 
 
 def put_meta(store: ObjectStore, meta: VideoMeta, attempt: str) -> StoredObject:

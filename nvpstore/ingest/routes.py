@@ -38,7 +38,7 @@ class Agreement:
 
 
 class TaskTerms:
-    """Makes one joint term a task: the pair that ranks best on the half-fitted decoder (a codec TermsFactory)."""
+    """Makes one joint term a task, of the pair that ranks best on the half-fitted decoder (a TermsFactory)."""
 
     def __init__(
         self, references: Sequence[References], arch: Architecture, *, device: str, seed: int
@@ -56,10 +56,7 @@ class TaskTerms:
 
     def _term(self, decoder: Decoder, latents: Tensor, refs: References, choice: str | None) -> AdapterTerm:
         taps, samples, _ = ranking_inputs(decoder, latents, refs)
-        if choice is None:
-            candidate = self._rank(taps, samples, refs)[0]
-        else:
-            candidate = _candidate_from(choice)
+        candidate = _candidate_from(choice) if choice else self._rank(taps, samples, refs)[0]
         cut = refs.task.backbone.cut(candidate.cut)
         fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
         targets = refs.targets(candidate.cut)
@@ -123,6 +120,7 @@ def from_ridge(adapter: MicroAdapter, fit: RidgeFit) -> MicroAdapter:
     """The adapter with the ridge optimum as its weights (cuts of one tensor)."""
     (conv,) = adapter.convolutions
     conv.weight.copy_(fit.weight.T[:, :, None, None])
+    assert conv.bias is not None, "adapters have biases"
     conv.bias.copy_(fit.bias)
     return adapter
 
@@ -160,7 +158,7 @@ class SegmentRoutes:
 
     def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
         """Adapter routes of the best pairs (the jointly fitted one first), the pixel and the source route."""
-        taps, samples, rows = ranking_inputs(self.decoder, self.latents, self.refs)
+        taps, samples, _ = ranking_inputs(self.decoder, self.latents, self.refs)
         ranked = rank_pairs(taps, samples, arch=self.arch, backbone=self.refs.task.backbone, seed=self.seed)
         chosen = list(spread_top(ranked, self.preset.adapter_routes))
         records = []
@@ -261,7 +259,10 @@ class SegmentRoutes:
 
 
 def with_bytes(route: RouteRecord, record: SegmentRecord, *, source_bytes: int) -> RouteRecord:
-    """The route with what a cold read of the segment fetches for it, its own row group apart."""
+    """The route with what a cold read of the segment fetches for it.
+
+    Its own row group is not counted yet: its size is known once all routes are encoded.
+    """
     if route.route == "source":
         return replace(route, bytes=source_bytes)
     size = record.prefix(route.stages[-1]).size_bytes + record.latents.size_bytes

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 
+from nvpstore.errors import UsageError
 from nvpstore.query.explain import explain_dict, explain_text
 from nvpstore.query.measured import Measured
 from nvpstore.query.plan import Plan, Skipped
@@ -31,13 +33,13 @@ class Result:
         return self.table
 
     def df(self) -> Any:
-        """A pandas DataFrame; needs pandas."""
+        """A pandas DataFrame. Raises UsageError where pandas is not installed."""
+        _optional("pandas", "df()")
         return self.table.to_pandas()
 
     def pl(self) -> Any:
-        """A Polars DataFrame; needs polars."""
-        polars = importlib.import_module("polars")  # an optional extra
-        return polars.from_arrow(self.table)
+        """A Polars DataFrame. Raises UsageError where polars is not installed."""
+        return _optional("polars", "pl()").from_arrow(self.table)
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """Rows as tuples of Python values."""
@@ -55,3 +57,13 @@ class Result:
     def explain_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
         return explain_dict(self.plan, self.measured)
+
+
+def _optional(package: str, method: str) -> ModuleType:
+    """A package that only `method` needs: nvpstore neither installs nor pins it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as cause:
+        raise UsageError(
+            f"{method} needs {package}, which is not installed: pip install {package}"
+        ) from cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -125,9 +126,27 @@ def open_audio(
         yield AudioCopy(path, source, target, shift_seconds=shift_seconds)
 
 
+def copied_audio(path: str) -> bytes:
+    """All audio streams of a file that has some, as Matroska: packets copied, times to the millisecond.
+
+    Raises SourceError where they cannot be read.
+    """
+    file = io.BytesIO()
+    with open_container(path) as source, _matroska(file) as target:
+        AudioCopy(path, source, target, shift_seconds=Fraction(0)).write_rest()
+    return file.getvalue()
+
+
+def _matroska(file: io.BytesIO) -> OutputContainer:
+    # Encoders prime before time 0. Shifting all streams to start at 0 would lose them their video's clock.
+    return av.open(file, "w", format="matroska", options={"avoid_negative_ts": "disabled"})
+
+
 def _holds(target: OutputContainer, stream: AudioStream) -> bool:
     codec = stream.codec_context.codec.canonical_name
-    return target.format.name == "matroska" or codec in _MP4_COPIES
+    if target.format.name == "matroska":
+        return codec in target.supported_codecs
+    return codec in _MP4_COPIES
 
 
 def _add_encoder(target: OutputContainer, stream: AudioStream) -> AudioStream:
