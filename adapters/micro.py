@@ -63,6 +63,8 @@ class MicroAdapter(nn.Module):
         raw = MicroAdapter(self.stages, (self.convolutions[0].in_channels,), self.shapes)
         for conv, out, scale in zip(self.convolutions, raw.convolutions, scales, strict=True):
             out.weight.copy_(conv.weight * scale.std[:, None, None, None])
+            assert conv.bias is not None, "adapters have biases"
+            assert out.bias is not None, "adapters have biases"
             out.bias.copy_(conv.bias * scale.std + scale.mean)
         return raw
 

@@ -68,5 +68,7 @@ def _normalised(raw: MicroAdapter, scales: Sequence[FeatureScale]) -> MicroAdapt
     student = MicroAdapter(raw.stages, (raw.convolutions[0].in_channels,), raw.shapes)
     for conv, out, scale in zip(raw.convolutions, student.convolutions, scales, strict=True):
         out.weight.copy_(conv.weight / scale.std[:, None, None, None])
+        assert conv.bias is not None, "adapters have biases"
+        assert out.bias is not None, "adapters have biases"
         out.bias.copy_((conv.bias - scale.mean) / scale.std)
     return student.to(raw.convolutions[0].weight.device)

@@ -1,12 +1,13 @@
-"""python -m benchmarks.latency [--archive demo/archive]: an answer a frame by adapter route, against decoding.
+"""python -m benchmarks.latency [--archive demo/archive]: one answer by adapter route, against decoding.
 
-Both sides see the same frames, threads, batch and dtype, run in turn in one process, with folded batch norms, NHWC
-memory and the same compilation. Sides: `adapter` warm (weights in memory) and cold (fetched and dequantised for
-each run); `pyav` (all threads decode, swscale straight to the backbone's input size, whole backbone); `proxy` (the
-same on a file re-encoded to the backbone's height beforehand). Sampling: all frames, and one per 0.5 s.
+Both sides see the same frames, threads, batch and dtype, run in turn in one process, with folded batch
+norms, NHWC memory and the same compilation. Sides: `adapter` warm (weights in memory) and cold (fetched and
+dequantised for each run); `pyav` (all threads decode, swscale straight to the backbone's input size, whole
+backbone); `proxy` (the same on a file re-encoded to the backbone's height beforehand). Sampling: all
+frames, and one per 0.5 s.
 
-With `--device cuda` there is no archive: decoder, adapter and backbone of the same shapes, frames on the device, no
-video decoding on either side.
+With `--device cuda` there is no archive: decoder, adapter and backbone of the same shapes, frames on the
+device, no video decoding on either side.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class AdapterSide:
 
 
 class PixelSide:
-    """What people do today: decode with PyAV on all threads, scale to the input size, run the whole backbone."""
+    """What people do today: decode with PyAV on all threads, scale, run the whole backbone."""
 
     def __init__(self, file: Path, task: LoadedTask, wanted: Sequence[int], batch: int, wrap: Wrap) -> None:
         self.file, self.wanted, self.batch = file, set(wanted), batch
@@ -112,7 +113,7 @@ class PixelSide:
             container.streams.video[0].thread_type = "AUTO"
             for i, frame in enumerate(container.decode(video=0)):
                 if i in self.wanted:
-                    # One swscale pass from YUV to RGB at the input size: faster than RGB first, then a resize.
+                    # One swscale pass from YUV to RGB at the input size: the fastest way there.
                     yield frame.to_ndarray(
                         format="rgb24",
                         width=self.input.width,
@@ -137,11 +138,10 @@ WRAPS: Mapping[str, Wrap] = {
 
 
 def planned(archive: Archive, video_id: str, every: float | None) -> tuple[Any, list[Segment]]:
-    """The adapter route and frames of each segment, as the planner chooses them for the default route."""
+    """The adapter route and frames of each segment, as the planner chooses them."""
     option = f"every := {every}, " if every else ""
-    plan = archive.sql(
-        f"EXPLAIN SELECT label FROM labels({option}route := 'adapter', top := 1) WHERE video_id = '{video_id}'"
-    ).plan
+    table = f"labels({option}route := 'adapter', top := 1)"
+    plan = archive.sql(f"EXPLAIN SELECT label FROM {table} WHERE video_id = '{video_id}'").plan
     (scan,) = plan.scans
     frames = scan.work["frame"].to_numpy()
     return scan, [
@@ -151,7 +151,7 @@ def planned(archive: Archive, video_id: str, every: float | None) -> tuple[Any, 
 
 
 def write_proxy(source: Path, out: Path, height: int) -> Path:
-    """`source` re-encoded at `height` (H.264, crf 18, keyframes as x264 likes): the cheapest file to decode."""
+    """`source` re-encoded at `height` (H.264, crf 18): the cheapest file to decode."""
     import av
 
     with av.open(str(source)) as reader, av.open(str(out), "w") as writer:
@@ -167,7 +167,7 @@ def write_proxy(source: Path, out: Path, height: int) -> Path:
 
 
 def time_in_turn(sides: Mapping[str, Side], *, repeats: int, frames: int) -> dict[str, Any]:
-    """Milliseconds a frame of each side: A B C A B C …, after one warm-up each; and medians of pairwise ratios."""
+    """Milliseconds a frame of each side, run A B C A B C … after a warm-up; medians of ratios in pairs."""
     for side in sides.values():
         side()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -281,7 +281,9 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--archive", default="demo/archive")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

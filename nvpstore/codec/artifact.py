@@ -92,13 +92,16 @@ def shown_rgb(rgb: Tensor, arch: Architecture, height: int, width: int) -> Tenso
 
 
 def content_rgb(rgb: Tensor, arch: Architecture) -> Tensor:
-    """The `rgb` stage's output [t, 3, H, W] without padding, at coded size, as 8-bit values 0 … 255 (float)."""
+    """The `rgb` stage's output [t, 3, H, W] without padding, as 8-bit values 0 … 255 (float)."""
     content = rgb[:, :, : arch.content_height, : arch.content_width]
     return (content.float().clamp(0, 1) * 255).round()
 
 
 def coded_frames(rgb_tchw: Tensor, arch: Architecture) -> Tensor:
-    """Source frames uint8 [t, 3, h, w] → what is fitted: float32 [t, 3, H, W] in 0 … 1, edges repeated as padding."""
+    """Source frames uint8 [t, 3, h, w] → what is fitted: float32 [t, 3, H, W] in 0 … 1.
+
+    Edges are repeated as padding.
+    """
     x = rgb_tchw.float() / 255
     if x.shape[2:] != (arch.content_height, arch.content_width):
         size = (arch.content_height, arch.content_width)

@@ -50,6 +50,8 @@ class Preset:
     batch_frames: int
     learning_rate: float
     warmup: float = 0.1
+    adam_beta2: float = 0.99
+    clip_norm: float = 1.0
     target_psnr: float | None = 33.0
     joint_weights: tuple[float, float, float] = (1.0, 0.5, 0.2)
     feature_from: float = 0.1
@@ -99,6 +101,8 @@ def _paper(name: str, parameters: int) -> Preset:
         epochs=300,
         batch_frames=2,
         learning_rate=1e-3,
+        adam_beta2=0.999,
+        clip_norm=math.inf,
         target_psnr=None,
     )
 
@@ -137,6 +141,8 @@ PRESETS: dict[str, Preset] = {
             batch_frames=4,
             learning_rate=5e-3,
             target_psnr=24.0,
+            adapter_routes=2,
+            adapter_epochs=3,
         ),
         Preset(
             name="nerv-micro",
@@ -152,6 +158,8 @@ PRESETS: dict[str, Preset] = {
             batch_frames=4,
             learning_rate=2e-3,
             target_psnr=24.0,
+            adapter_routes=2,
+            adapter_epochs=3,
         ),
         Preset(
             name="nerv",

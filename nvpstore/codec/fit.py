@@ -27,7 +27,6 @@ LOSS_SCALE = 100.0  # raw gradients are so small that Adam's epsilon and the cli
 VIEW_ZOOM = 0.8
 BALANCE_EVERY = 8  # steps between two measurements of the terms' gradient norms
 BALANCE_MEMORY = 0.9
-CLIP_NORM = 1.0
 CHECKPOINT_SECONDS = 15.0
 
 
@@ -50,15 +49,11 @@ class JointTerm(Protocol):
         """Which of these frames the term is trained on, bool [b]."""
         ...
 
-    def losses(
-        self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
-    ) -> TermLosses:
+    def losses(self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool) -> TermLosses:
         """(feature term, task term or None) for frames that the term sees."""
         ...
 
-    def view_losses(
-        self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
-    ) -> TermLosses:
+    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool) -> TermLosses:
         """The same for other views [b, 3, H, W] (0 … 1) of frames that the term sees."""
         ...
 
@@ -98,9 +93,9 @@ class TermsFactory(Protocol):
 class SegmentFit:
     """The state of one fit: networks, optimiser, position. Resumable from its checkpoint, exactly.
 
-    `frames_tchw` float16 [t, 3, H, W] in 0 … 1 at coded size (a sixteenth of an 8-bit level exact). `terms_factory` is asked once, after
-    `preset.feature_from` of the epochs, with the decoder and latents of that moment: only then is
-    there something to rank stages by.
+    `frames_tchw` float16 [t, 3, H, W] in 0 … 1 at coded size (a sixteenth of an 8-bit level exact).
+    `terms_factory` is asked once, after `preset.feature_from` of the epochs, with the decoder and latents of
+    that moment: only then is there something to rank stages by.
     """
 
     def __init__(
@@ -123,7 +118,9 @@ class SegmentFit:
         self.encoder = self._build_encoder()
         self.times = nerv_times(len(frames_tchw), torch.device(device))
         self.terms: tuple[JointTerm, ...] = ()
-        self.optimiser = torch.optim.Adam(self._parameters(), lr=preset.learning_rate, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam(
+            self._parameters(), lr=preset.learning_rate, betas=(0.9, preset.adam_beta2)
+        )
         self.scales: dict[str, float] = {}
         self.chance = torch.Generator()
         self.epochs = preset.epochs_for(len(frames_tchw))
@@ -212,7 +209,7 @@ class SegmentFit:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        nn.utils.clip_grad_norm_(parameters, self.preset.clip_norm)
         self.optimiser.step()
         self.step += 1
         return reconstruction.detach() * len(frames)

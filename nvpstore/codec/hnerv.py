@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from nvpstore.codec.build import NERV_HIDDEN, POSITIONAL_BASE, POSITIONAL_LEVELS, Architecture
 from nvpstore.types import RGB_STAGE
 
-
 Net = TypeVar("Net", bound=nn.Module)
 
 

@@ -34,7 +34,10 @@ def unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Debiased linear CKA of x [n, p] and y [n, q]: HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L)), clipped to 0 … 1."""
+    """Debiased linear CKA of x [n, p] and y [n, q], clipped to 0 … 1.
+
+    HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L))
+    """
     x, y = (_centred(v) for v in (x, y))
     own = unbiased_hsic(x, x) * unbiased_hsic(y, y)
     if float(own) <= 0:

@@ -47,7 +47,7 @@ def cut_samples(features: Mapping[str, Tensor], *, seed: int) -> dict[str, Tenso
 
 
 def stage_samples(taps: Mapping[str, Tensor], cut: Cut, *, seed: int) -> dict[str, Tensor]:
-    """Stage outputs {stage: [t, c, h, w]} → samples {stage: [t·k, c]} on the cut's grid, as an adapter sees them."""
+    """Stage outputs {stage: [t, c, h, w]} → samples {stage: [t·k, c]} on the cut's grid."""
     height, width = cut.shapes[0][1:]
     positions = _positions(height, width, seed)
     resized = {

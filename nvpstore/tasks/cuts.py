@@ -188,10 +188,16 @@ def _frontiers(graph: fx.Graph) -> Iterator[tuple[fx.Node, ...]]:
             parameters_seen = parameters_seen or node.op == "call_module"
         live = {n for n in live | {node} if n in pixels and last_use[n] > i}
         nodes = tuple(sorted(live, key=order.__getitem__))
-        maps = all(n.op != "placeholder" and len(n.meta["tensor_meta"].shape) == 4 for n in nodes)
-        if 0 < len(nodes) <= MAX_CUT_TENSORS and maps and parameters_seen and node in live:
-            if all(n.meta["tensor_meta"].shape[-1] > 1 for n in nodes):
-                yield nodes
+        maps = all(n.op != "placeholder" and _is_map(n) for n in nodes)
+        small_enough = 0 < len(nodes) <= MAX_CUT_TENSORS
+        if small_enough and maps and parameters_seen and node in live:
+            yield nodes
+
+
+def _is_map(node: fx.Node) -> bool:
+    """[b, c, h, w] with positions left to tell apart."""
+    shape = node.meta["tensor_meta"].shape
+    return len(shape) == 4 and shape[-1] > 1
 
 
 def _elements(nodes: tuple[fx.Node, ...]) -> int:

@@ -30,7 +30,7 @@ class Preprocessing:
         return 3, self.height, self.width
 
     def apply(self, rgb_tchw: Tensor) -> Tensor:
-        """RGB [t, 3, h, w], uint8 or float in 0 … 255 → backbone input [t, 3, height, width] (NHWC memory)."""
+        """RGB [t, 3, h, w], uint8 or float in 0 … 255 → backbone input [t, 3, height, width]."""
         x = rgb_tchw.float()
         x = F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True)
         mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))

@@ -1,0 +1,87 @@
+"""Ranking pairs: what may be a candidate, and that the pair which holds the features wins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nvpstore.codec.build import PRESETS, build_architecture, stage_gflops
+from nvpstore.routing import select
+from nvpstore.routing.select import (
+    Candidate,
+    cut_samples,
+    rank_pairs,
+    ridge_for,
+    spread_top,
+    stage_samples,
+    worthwhile_cuts,
+)
+from nvpstore.tasks.cuts import CutBackbone
+from nvpstore.tasks.registry import builtin_spec, load
+
+ARCH = build_architecture(128, 320, 128, PRESETS["demo"])
+
+
+@pytest.fixture(scope="module")
+def backbone() -> CutBackbone:
+    return load(builtin_spec("labels")).backbone
+
+
+def random_taps(frames: int) -> dict[str, torch.Tensor]:
+    return {stage: torch.randn(frames, *ARCH.stage_shape(stage)) for stage in ARCH.stage_names[:-1]}
+
+
+def test_worthwhile_cuts_leave_between_a_tenth_and_half_of_the_backbone(backbone: CutBackbone) -> None:
+    names = [cut.name for cut in worthwhile_cuts(backbone)]
+    assert names == ["blocks.9", "blocks.10", "blocks.11", "blocks.12", "blocks.13", "blocks.14"]
+
+
+def test_candidates_are_micro_and_cheaper_than_pixels(backbone: CutBackbone) -> None:
+    taps = random_taps(6)
+    features = {cut.name: torch.randn(6, *cut.shapes[0]) for cut in worthwhile_cuts(backbone)}
+    ranked = rank_pairs(taps, cut_samples(features, seed=0), arch=ARCH, backbone=backbone, seed=0)
+    pixel = stage_gflops(ARCH)[-1] + backbone.whole_gflops()
+    for candidate in ranked:
+        assert candidate.stages[0] == "0"
+        assert candidate.stage != "0"
+        assert candidate.gflops < pixel
+        channels = sum(ARCH.stage_shape(stage)[0] for stage in candidate.stages)
+        assert channels * backbone.cut(candidate.cut).channels[0] <= 0.01 * backbone.parameters
+    scores = [candidate.score for candidate in ranked]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_stage_that_holds_a_cuts_features_ranks_first_and_its_ridge_fit_explains_them(
+    backbone: CutBackbone,
+) -> None:
+    torch.manual_seed(0)
+    taps = random_taps(12)
+    cut = backbone.cut("blocks.10")
+    mixing = torch.randn(cut.channels[0], ARCH.stage_shape("1")[0]) / 10
+    on_grid = F.interpolate(taps["1"], cut.shapes[0][1:], mode="bilinear", align_corners=False)
+    features = {c.name: torch.randn(12, *c.shapes[0]) for c in worthwhile_cuts(backbone)}
+    features["blocks.10"] = torch.einsum("oc,tchw->tohw", mixing, on_grid)
+    samples = cut_samples(features, seed=0)
+    best = rank_pairs(taps, samples, arch=ARCH, backbone=backbone, seed=0)[0]
+    assert (best.stage, best.cut) == ("1", "blocks.10")
+    assert best.cka > 0.8
+    fit = ridge_for(best, taps, samples["blocks.10"], cut, seed=0)
+    assert fit.r2 > 0.95
+
+
+def test_samples_of_stage_and_cut_are_of_the_same_positions(backbone: CutBackbone) -> None:
+    cut = backbone.cut("blocks.11")
+    grid = torch.arange(7 * 7).float().reshape(1, 1, 7, 7)
+    of_cut = cut_samples({"blocks.11": grid}, seed=3)["blocks.11"]
+    of_stage = stage_samples({"1": grid}, cut, seed=3)["1"]
+    torch.testing.assert_close(of_cut, of_stage)
+    assert of_cut.shape == (select.POSITIONS_PER_FRAME, 1)
+
+
+def test_the_best_few_are_of_different_cuts() -> None:
+    ranked = [
+        Candidate(stages=("0", stage), cut=cut, cka=0.5, gflops=1.0, score=score)
+        for score, stage, cut in ((0.9, "1", "a"), (0.8, "2", "a"), (0.7, "1", "b"), (0.6, "1", "c"))
+    ]
+    assert [(c.stage, c.cut) for c in spread_top(ranked, 2)] == [("1", "a"), ("1", "b")]
