@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from nvpstore.codec.build import build_architecture, find_preset, stage_gflops
+from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
 from nvpstore.errors import ArchiveError, ObjectExists
 from nvpstore.ingest.routes import with_bytes
@@ -116,7 +116,7 @@ class Ingest:
                 for collected, own in zip(routes, segment.routes, strict=True):
                     collected += [with_bytes(r, record, source_bytes=source.info.size_bytes) for r in own]
             segments += records
-            finished += done
+            finished += [segment.without_payload() for segment in done]
         audio = self._put_audio(source, attempt, objects)
         video = self._video_record(source, attempt, segments, finished, footers, audio)
         self._put_routes(video, routes, objects)
@@ -152,7 +152,7 @@ class Ingest:
             )
 
         def report(fit: FitProgress) -> None:
-            self.on_progress(_fit_progress(fit, span, source.frames))
+            self.on_progress(_fit_progress(fit, span, source, self.preset))
 
         return finish_segment(
             read,
@@ -322,15 +322,15 @@ def _overall_psnr(squared_errors: Sequence[np.ndarray], values_per_frame: int) -
     return float(psnr(np.array([mean]))[0])
 
 
-def _fit_progress(fit: FitProgress, span: SegmentSpan, frames: int) -> IngestProgress:
-    """Progress over the whole video: time left by the frames still to fit at this segment's speed."""
-    done = span.start_frame * fit.epochs + span.frames * fit.epoch
+def _fit_progress(fit: FitProgress, span: SegmentSpan, source: SourceScan, preset: Preset) -> IngestProgress:
+    """Progress over the whole video: time left by what is still to fit at this segment's speed."""
+    work = [s.frames * preset.epochs_for(s.frames) for s in source.segments]
+    done = sum(work[: span.segment]) + span.frames * fit.epoch
     seconds_each = fit.elapsed_seconds / max(1, span.frames * fit.epoch)
-    left = frames * fit.epochs - done
     return IngestProgress(
         phase="fit",
         done=done,
-        total=frames * fit.epochs,
+        total=sum(work),
         psnr=fit.psnr if math.isfinite(fit.psnr) else None,
-        eta_seconds=left * seconds_each,
+        eta_seconds=(sum(work) - done) * seconds_each,
     )

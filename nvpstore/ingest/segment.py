@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class FinishedSegment:
     values_per_frame: int
     routes: tuple[tuple[RouteRecord, ...], ...]
     fit_seconds: float
+
+    def without_payload(self) -> FinishedSegment:
+        """The measurements alone: what is kept of a segment once its bytes are put."""
+        return replace(self, weights=(), routes=())
 
     @property
     def frame_psnr(self) -> NDArray[np.float64]:
