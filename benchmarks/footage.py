@@ -134,14 +134,21 @@ def bunny_path() -> Path:
 
 
 def write_bikes(out: Path, frames: int = 100) -> Path:
-    """The first `frames` frames of the clip, packets copied: the same pictures to the bit."""
+    """The first frames of the clip, at most `frames`, packets copied: the same pictures to the bit."""
     with av.open(str(bikes_path())) as source, av.open(str(out), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        packets = [p for p in source.demux(video=0) if p.dts is not None]
-        for packet in packets[:frames]:
+        packets = [p for p in source.demux(video=0) if p.dts is not None and p.pts is not None]
+        for packet in packets[: _closed_run(packets, frames)]:
             packet.stream = stream
             target.mux(packet)
     return out
+
+
+def _closed_run(packets: list[av.Packet], most: int) -> int:
+    """The most packets, in decoding order, that show frames without a gap (B-frames come out of order)."""
+    shown = sorted(packet.pts for packet in packets if packet.pts is not None)
+    latest = [max(packet.pts or 0 for packet in packets[:n]) for n in range(1, most + 1)]
+    return max(n for n, last in enumerate(latest, start=1) if last == shown[n - 1])
 
 
 if __name__ == "__main__":
