@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -38,7 +38,7 @@ class Agreement:
 
 
 class TaskTerms:
-    """Makes one joint term a task, of the pair that ranks best on the half-fitted decoder (a TermsFactory)."""
+    """Makes one joint term a task, of the pair that ranks best so far (a codec.fit.TermsFactory)."""
 
     def __init__(
         self, references: Sequence[References], arch: Architecture, *, device: str, seed: int
@@ -158,6 +158,11 @@ class SegmentRoutes:
 
     def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
         """Adapter routes of the best pairs (the jointly fitted one first), the pixel and the source route."""
+        return (*self._adapter_routes(joint), self._pixel_route(), self._source_route())
+
+    def _adapter_routes(self, joint: AdapterTerm | None) -> Sequence[RouteRecord]:
+        if not len(self.refs.positions):  # a segment of one frame, and that one is kept for measuring
+            return ()
         taps, samples, _ = ranking_inputs(self.decoder, self.latents, self.refs)
         ranked = rank_pairs(taps, samples, arch=self.arch, backbone=self.refs.task.backbone, seed=self.seed)
         chosen = list(spread_top(ranked, self.preset.adapter_routes))
@@ -174,7 +179,7 @@ class SegmentRoutes:
             else:
                 start = from_ridge(build_adapter(candidate, self.arch, self.refs), fit)
             records.append(self._adapter_route(candidate, fit, start))
-        return (*records, self._pixel_route(), self._source_route())
+        return records
 
     def _adapter_route(self, candidate: Candidate, fit: RidgeFit, start: MicroAdapter) -> RouteRecord:
         refs, cut = self.refs, self.refs.task.backbone.cut(candidate.cut)
@@ -213,16 +218,21 @@ class SegmentRoutes:
         tail = self.refs.task.backbone.tail(candidate.cut)
         outputs = [
             tail(*adapter({s: x.float().cpu() for s, x in taps.items()}))
-            for taps in decode_taps(self.decoder, self.latents[self.refs.unseen], candidate.stages)
+            for taps in self._unseen_taps(candidate.stages)
         ]
         return agreement_on(self.refs, outputs)
+
+    def _unseen_taps(self, stages: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        # Nothing at all for no frames: backbones need not take a batch of none.
+        unseen = self.refs.unseen
+        return decode_taps(self.decoder, self.latents[unseen], stages) if len(unseen) else iter(())
 
     @torch.inference_mode()
     def _pixel_route(self) -> RouteRecord:
         task = self.refs.task
         outputs = [
             task.backbone.whole(task.spec.preprocessing.apply(content_rgb(taps[RGB_STAGE], self.arch)))
-            for taps in decode_taps(self.decoder, self.latents[self.refs.unseen], (RGB_STAGE,))
+            for taps in self._unseen_taps((RGB_STAGE,))
         ]
         agreement = agreement_on(self.refs, outputs)
         return RouteRecord(

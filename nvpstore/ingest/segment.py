@@ -79,7 +79,9 @@ def finish_segment(
 ) -> FinishedSegment:
     """Fit and measure the frames that `read` yields (it is called twice: frames are not kept)."""
     frames, pts, references = _gather(read, span, arch, tasks, seed=seed)
-    terms = TaskTerms(references, arch, device=device, seed=seed) if references else None
+    # All tasks see the same frames; a segment of one frame may have none to teach with.
+    teaches = any(len(refs.positions) for refs in references)
+    terms = TaskTerms(references, arch, device=device, seed=seed) if teaches else None
     fitted = SegmentFit(
         frames, arch, preset, terms_factory=terms, device=device, seed=seed, checkpoint=checkpoint
     ).run(progress)
