@@ -8,6 +8,8 @@ from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 5.0  # in a log
 SECONDS_BETWEEN_REWRITES = 0.1  # on a terminal
+FIRST_LOOK = "scan"  # the phase of reading a file through, before anything is fitted
+QUIET_SECONDS = 3.0
 
 
 class ProgressLike(Protocol):
@@ -69,13 +71,27 @@ class ProgressLine:
 
 
 class AfterEstimate:
-    """Shows an estimate once, when the first progress says that there is work to do, then the progress."""
+    """Shows an estimate once, when there is work to do, then the progress.
 
-    def __init__(self, line: ProgressLine, estimate: Callable[[], str]) -> None:
-        self._line, self._estimate = line, estimate
+    A short first look at the file is not shown: most files that are refused are refused by it, in one line.
+    """
+
+    def __init__(
+        self,
+        line: ProgressLine,
+        estimate: Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._line, self._estimate, self._clock = line, estimate, clock
+        self._began: float | None = None
         self._shown = False
 
     def __call__(self, progress: ProgressLike) -> None:
+        now = self._clock()
+        self._began = now if self._began is None else self._began
+        if progress.phase == FIRST_LOOK and now - self._began < QUIET_SECONDS:
+            return
         if not self._shown:
             self._shown = True
             self._line.say(self._estimate())

@@ -66,9 +66,21 @@ def test_a_terminal_gets_one_line_that_is_wiped_at_the_end() -> None:
 def test_an_estimate_comes_once_and_first() -> None:
     stream = io.StringIO()
     shown = AfterEstimate(ProgressLine(stream, clock=Clock()), lambda: "about 3 min")
-    shown(Step(phase="scan"))
     shown(Step(phase="fit"))
-    assert stream.getvalue().splitlines() == ["about 3 min", "scan", "fit"]
+    shown(Step(phase="store"))
+    assert stream.getvalue().splitlines() == ["about 3 min", "fit", "store"]
+
+
+def test_a_first_look_is_shown_only_when_it_takes_long() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = AfterEstimate(ProgressLine(stream, clock=clock), lambda: "about 3 min", clock=clock)
+    shown(Step(phase="scan"))
+    clock.now = 2.9
+    shown(Step(phase="scan"))
+    assert stream.getvalue() == ""
+    clock.now = 3.1
+    shown(Step(phase="scan"))
+    assert stream.getvalue().splitlines() == ["about 3 min", "scan"]
 
 
 @pytest.mark.parametrize(
