@@ -195,7 +195,7 @@ def time_in_turn(sides: Mapping[str, Side], *, repeats: int, frames: int) -> dic
 
 def measure_archive(args: argparse.Namespace) -> dict[str, Any]:
     import nvpstore
-    from nvpstore.query.operators import source_path
+    from nvpstore.storage.originals import source_path
 
     archive = nvpstore.open(args.archive)
     task = load(builtin_spec("labels"))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from nvpstore.catalog import Catalog, IndexedVideo, Snapshot
+from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.config import Settings, load_settings
-from nvpstore.errors import ObjectExists, SourceError, StoreError, UsageError
+from nvpstore.errors import ObjectExists, StoreError, UsageError
+from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute
 from nvpstore.storage import keys
@@ -24,7 +22,6 @@ from nvpstore.storage.documents import encode_task
 from nvpstore.storage.log import Log, LogDraft, create_archive, open_log
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.types import FrameBatch, TaskRecord, VideoState
-from nvpstore.video.export import write_pngs, write_video
 from nvpstore.video.source import digest_file, probe
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TASKS = ("labels",)
 DEFAULT_PRESET = "demo"
-GENERATOR = "nvpstore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +48,6 @@ class VideoSummary:
     source_bytes: int
     fit_seconds: float
     already_stored: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSummary:
-    """What `export` wrote."""
-
-    path: str
-    frames: int
-    reconstructed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,29 +254,11 @@ class Archive:
         snapshot = self.catalog.snapshot()
         video = snapshot.video(snapshot.find_video(ref))
         if original:
-            return self._export_original(video, str(out))
+            return export_original(self.store, video, str(out))
         batches = self.frames(video.video_id, start=start, end=end)
-        first = next(batches, None)
-        if first is None:
-            raise UsageError(f"{video.name}: no frames from {start or 0:g} s{_until(end)}; {_length(video)}")
-        batches = chain([first], batches)
-        if str(out).endswith("/") or Path(out).is_dir():
-            written = write_pngs(batches, str(out), metadata=_marks(video))
-        else:
-            with self._audio(video, whole=start is None and end is None) as audio:
-                written = write_video(
-                    batches,
-                    str(out),
-                    width=video.width,
-                    height=video.height,
-                    time_base=video.time_base,
-                    average_fps=video.average_fps,
-                    audio_from=audio,
-                    lossless=lossless,
-                    metadata=_marks(video),
-                    start_pts=int(first.pts[0]),
-                )
-        return ExportSummary(path=str(out), frames=written, reconstructed=True)
+        if start is not None or end is not None:
+            return export_excerpt(video, batches, str(out), start=start, end=end, lossless=lossless)
+        return export_whole(self.store, video, batches, str(out), lossless=lossless)
 
     # ------------------------------------------------------------ parts
 
@@ -353,67 +322,6 @@ class Archive:
         if self._operators is None:
             self._operators = TorchOperators(self.store, threads=self.settings.threads)
         return self._operators
-
-    @contextmanager
-    def _audio(self, video: IndexedVideo, *, whole: bool) -> Iterator[str | None]:
-        """A file with the audio streams: the original where it is at hand, else the stored copy's."""
-        if video.audio is None or not whole:
-            yield None
-            return
-        path = self._local_original(video.source_uri)
-        if path is not None and path.stat().st_size == video.source_bytes:
-            yield str(path)
-            return
-        with NamedTemporaryFile(suffix=".mka") as file:
-            file.write(self.store.get_verified(video.audio))
-            file.flush()
-            yield file.name
-
-    def _local_original(self, source_uri: str | None) -> Path | None:
-        """The original as a local file, where it is still there."""
-        from nvpstore.query.operators import source_path
-
-        path = source_path(self.store, source_uri)
-        return path if path is not None and path.is_file() else None
-
-    def _export_original(self, video: IndexedVideo, out: str) -> ExportSummary:
-        if video.source_uri is None:
-            raise UsageError(f"the original of {video.name} was not kept (--keep-source none)")
-        data = self._original(video.source_uri)
-        if hashlib.sha256(data).hexdigest() != video.sha256:
-            raise SourceError(f"{video.source_uri} is not the file that was ingested: its SHA-256 differs")
-        try:
-            with Path(out).open("xb") as file:
-                file.write(data)
-        except OSError as cause:
-            raise StoreError(f"cannot write {out}: {cause.strerror}") from cause
-        return ExportSummary(path=out, frames=video.frames, reconstructed=False)
-
-    def _original(self, source_uri: str) -> bytes:
-        path = self._local_original(source_uri)
-        if path is not None:
-            return path.read_bytes()
-        if source_uri.startswith("file://"):
-            raise SourceError(f"the original is no longer at {source_uri}")
-        return self.store.get(source_uri)
-
-
-def _until(end: float | None) -> str:
-    return "" if end is None else f" to {end:g} s"
-
-
-def _length(video: IndexedVideo) -> str:
-    return f"it lasts {video.duration_seconds or 0:g} s"
-
-
-def _marks(video: IndexedVideo) -> dict[str, str]:
-    """What says in an exported file that its pictures are a reconstruction."""
-    return {
-        "comment": (
-            f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures. "
-            f"source sha256={video.sha256} preset={video.preset} psnr={video.psnr:.2f} dB"
-        )
-    }
 
 
 @contextmanager

@@ -7,6 +7,7 @@ orders of magnitude. Adam, linear warm-up, cosine to zero, gradients clipped.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,7 +312,9 @@ class SegmentFit:
         }
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".part")
-        torch.save(state, temporary)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        temporary.write_bytes(buffer.getvalue())  # torch's own writer hides a full disk in a RuntimeError
         temporary.replace(self.checkpoint)  # a kill leaves the old checkpoint or the new one
 
     def _resume(self) -> None:

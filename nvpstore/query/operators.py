@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +21,7 @@ from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import SourceError
 from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.originals import source_path
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
@@ -250,16 +249,6 @@ class TorchOperators:
             )
         pts = np.concatenate([segment.pts for segment in snapshot.segments(video_id)])
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
-
-
-def source_path(store: ObjectStore, source_uri: str | None) -> Path | None:
-    """Where the original can be read as a file: what was referenced, or the archive's own local copy."""
-    if source_uri is None:
-        return None
-    if source_uri.startswith("file://"):
-        return Path(unquote(urlsplit(source_uri).path))
-    local = store.local_path(source_uri)
-    return None if local is None else Path(local)
 
 
 def _image_rows(rgb_tchw: Tensor, batch: Batch, image_format: str) -> pa.Table:

@@ -229,7 +229,6 @@ def test_a_target_that_is_full_leaves_nothing_visible(root: Path, tmp_path: Path
     assert open_micro(root, tmp_path / "other").verify(deep=True).damages == ()
 
 
-@pytest.mark.xfail(reason="a checkpoint that cannot be written is a RuntimeError of torch.save", strict=False)
 def test_a_full_disk_while_fitting_is_one_line(micro: Micro, tmp_path: Path) -> None:
     path = write_clip(tmp_path, Clip(frames=8))
     before = len(micro.copy(tmp_path).videos())  # the task is registered, the index made

@@ -1,0 +1,123 @@
+"""Stored videos as files for people: always marked as reconstructed, unless they are the original itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from nvpstore.catalog import IndexedVideo
+from nvpstore.errors import SourceError, StoreError, UsageError
+from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.originals import local_original, read_original
+from nvpstore.types import FrameBatch
+from nvpstore.video.export import write_pngs, write_video
+
+GENERATOR = "nvpstore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSummary:
+    """What `export` wrote."""
+
+    path: str
+    frames: int
+    reconstructed: bool
+
+
+def export_whole(
+    store: ObjectStore, video: IndexedVideo, batches: Iterator[FrameBatch], out: str, *, lossless: bool
+) -> ExportSummary:
+    """All frames, with the source's sound."""
+    with _audio(store, video) as audio:
+        return _write(video, batches, out, lossless=lossless, audio_from=audio)
+
+
+def export_excerpt(
+    video: IndexedVideo,
+    batches: Iterator[FrameBatch],
+    out: str,
+    *,
+    start: float | None,
+    end: float | None,
+    lossless: bool,
+) -> ExportSummary:
+    """Some frames, from time 0, without sound. Raises UsageError where there are none."""
+    first = next(batches, None)
+    if first is None:
+        asked = f"from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
+        lasts = video.duration_seconds or 0
+        raise UsageError(f"{video.name}: no frames {asked}; it lasts {lasts:g} s")
+    return _write(video, chain([first], batches), out, lossless=lossless, audio_from=None)
+
+
+def export_original(store: ObjectStore, video: IndexedVideo, out: str) -> ExportSummary:
+    """The source's own bytes. Raises UsageError where they were not kept, SourceError where they differ."""
+    if video.source_uri is None:
+        raise UsageError(f"the original of {video.name} was not kept (--keep-source none)")
+    data = read_original(store, video.source_uri)
+    if hashlib.sha256(data).hexdigest() != video.sha256:
+        raise SourceError(f"{video.source_uri} is not the file that was ingested: its SHA-256 differs")
+    try:
+        with Path(out).open("xb") as file:
+            file.write(data)
+    except OSError as cause:
+        raise StoreError(f"cannot write {out}: {cause.strerror}") from cause
+    return ExportSummary(path=out, frames=video.frames, reconstructed=False)
+
+
+def _write(
+    video: IndexedVideo,
+    batches: Iterator[FrameBatch],
+    out: str,
+    *,
+    lossless: bool,
+    audio_from: str | None,
+) -> ExportSummary:
+    if out.endswith("/") or Path(out).is_dir():
+        written = write_pngs(batches, out, metadata=_marks(video))
+        return ExportSummary(path=out, frames=written, reconstructed=True)
+    first = next(batches)
+    written = write_video(
+        chain([first], batches),
+        out,
+        width=video.width,
+        height=video.height,
+        time_base=video.time_base,
+        average_fps=video.average_fps,
+        audio_from=audio_from,
+        lossless=lossless,
+        metadata=_marks(video),
+        start_pts=int(first.pts[0]),
+    )
+    return ExportSummary(path=out, frames=written, reconstructed=True)
+
+
+@contextmanager
+def _audio(store: ObjectStore, video: IndexedVideo) -> Iterator[str | None]:
+    """A file with the audio streams: the original where it is at hand, else the stored copy's."""
+    if video.audio is None:
+        yield None
+        return
+    path = local_original(store, video.source_uri)
+    if path is not None and path.stat().st_size == video.source_bytes:
+        yield str(path)
+        return
+    with NamedTemporaryFile(suffix=".mka") as file:
+        file.write(store.get_verified(video.audio))
+        file.flush()
+        yield file.name
+
+
+def _marks(video: IndexedVideo) -> dict[str, str]:
+    """What says in an exported file that its pictures are a reconstruction."""
+    return {
+        "comment": (
+            f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures. "
+            f"source sha256={video.sha256} preset={video.preset} psnr={video.psnr:.2f} dB"
+        )
+    }
