@@ -14,8 +14,9 @@ WIDTH = 960  # user units of every chart
 GUTTER = 76  # left of the drawing, for names and scales
 END = WIDTH - 8
 GOLDEN_ANGLE = 137.508  # degrees; neighbours in a list get hues far apart
-LETTER = 6.3  # mean advance of a letter at the bars' font size
+LETTER = 5.9  # mean advance of a letter at the bars' font size
 
+LINE = 12.5  # from one line of a bar's text to the next
 TRACK_HEIGHT = 34
 TRACK_PITCH = 56
 
@@ -63,9 +64,8 @@ def psnr_curve(
         for start in segment_starts[1:]
     )
     points = " ".join(f"{x(i + 0.5):.1f},{y(value):.1f}" for i, value in enumerate(frame_psnr))
-    area = f"{x(0.5):.1f},{bottom} {points} {x(len(frame_psnr) - 0.5):.1f},{bottom}"
     body = (
-        f'{grid}{cuts}<polygon class="area" points="{area}"/><polyline class="curve" points="{points}"/>'
+        f'{grid}{cuts}<polyline class="curve" points="{points}"/>'
         f"{_level(y(bound), f'resize alone: {bound:.1f} dB', 'bound')}"
         f"{_level(y(mean), f'all frames: {mean:.1f} dB', 'mean')}"
         f"{_seconds_axis(len(frame_psnr), fps, bottom)}"
@@ -124,24 +124,32 @@ def _bar(bar: Bar, left: float, right: float, top: float, hue: float | None, fps
     style = "" if hue is None else f' style="--hue:{hue:.0f}"'
     faded = "" if bar.is_sure else " unsure"
     width = max(0.5, right - left - 0.75)
-    text, fits = short(bar.label), int((width - 8) / LETTER)
-    if len(text) > fits:
-        text = text[: fits - 1].rstrip() + "…" if fits >= 4 else ""
-    middle = top + TRACK_HEIGHT / 2 + 4
     doubts = ("" if bar.is_sure else ", source unsure") + ("" if bar.agrees else ", not as the source says")
     parts = [
         f"<title>{escape(short(bar.label))}, {bar.start / fps:.2f} to {bar.stop / fps:.2f} s{doubts}</title>",
         f'<rect class="bar {look}{faded}"{style} x="{left:.2f}" y="{top}" width="{width:.2f}"'
         f' height="{TRACK_HEIGHT}" rx="2"/>',
     ]
-    if text:
-        parts.append(f'<text class="label{faded}" x="{left + 5:.1f}" y="{middle}">{escape(text)}</text>')
+    lines = fitted(short(bar.label), int((width - 6) / LETTER))
+    for i, line in enumerate(lines):
+        y = top + TRACK_HEIGHT / 2 + 4 + (i - (len(lines) - 1) / 2) * LINE
+        parts.append(f'<text class="label{faded}" x="{left + 4:.1f}" y="{y:.1f}">{escape(line)}</text>')
     if not bar.agrees:
         parts.append(
             f'<rect class="wrong{faded}" x="{left:.2f}" y="{top + TRACK_HEIGHT + 3}" width="{width:.2f}"'
             f' height="4"/>'
         )
     return f"<g>{''.join(parts)}</g>"
+
+
+def fitted(text: str, letters: int) -> tuple[str, ...]:
+    """`text` on at most two lines of `letters`, shortened where it must be; nothing where it says nothing."""
+    if len(text) <= letters:
+        return (text,)
+    first, _, second = text.partition(" ")
+    if second and max(len(first), len(second)) <= letters:
+        return first, second
+    return (text[: letters - 1].rstrip() + "…",) if letters >= 4 else ()
 
 
 # ---------------------------------------------------------------- shared

@@ -44,8 +44,8 @@ NOTES = {
     ),
     "bound": (
         "Resize alone",
-        "the PSNR left if frames are only shrunk to the size at which the network draws, and enlarged "
-        "again. A fit at that size cannot do much better.",
+        "the PSNR left, over the whole video, if frames are only shrunk to the size at which the network "
+        "draws, and enlarged again. A fit at that size cannot do much better.",
     ),
     "constant": (
         "Constant",
@@ -56,15 +56,20 @@ NOTES = {
         f"the classifier on the original frames 0, {HOLD_EVERY}, {2 * HOLD_EVERY} …, each answer repeated "
         "until the next one.",
     ),
+    "bytes": (
+        "Bytes read",
+        "what a query over all frames fetches from an empty cache: the needed stages of the weights, the "
+        "latents and the adapters; for the source route the file.",
+    ),
     "cka": (
         "CKA",
         "how alike two sets of features are, from 0 to 1 (debiased linear centred kernel alignment): here "
         "those of decoder stages, and those at the place in the classifier that an adapter leads to.",
     ),
-    "bytes": (
-        "Bytes read",
-        "what a query over all frames fetches from an empty cache: the needed stages of the weights, the "
-        "latents and the adapters; for the source route the file.",
+    "fidelity": (
+        "Stored fidelity",
+        "agreement on the segment&rsquo;s unseen frames, sure or not, as measured when it was stored: what "
+        "routes are chosen by.",
     ),
 }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charts import label_tracks, psnr_curve, short
-from benchmarks.figures import Check, RouteInUse, VideoFigures
+from benchmarks.figures import Check, VideoFigures
 from benchmarks.notes import footnotes, note
 from benchmarks.pictures import Pair, film, is_wide, moments, picture_pairs
-from benchmarks.tables import agreement_table, cost_table, default_name, is_number, share, table
+from benchmarks.tables import agreement_table, cost_table, default_name, is_number, routes_table, share, table
 from nvpstore.api.progress import size
 from nvpstore.archive import Archive
 from nvpstore.tasks.heads import CONFIDENT
@@ -103,9 +103,12 @@ def _section(name: str, video: VideoFigures, archive: Archive, file: Path) -> st
         f"<h3>What each route sees</h3><p>{_comparison(video)}</p>",
         _tracks(video),
         agreement_table(video),
-        f"<h3>What an answer costs</h3><p>{_routes(video)}</p>",
+        "<h3>What an answer costs</h3><p>A query for all frames, by each route.</p>",
         cost_table(video),
-        f'<p class="after">{_storage(facts)}</p>',
+        "<h3>How it gets there</h3><p>The default routes, chosen by stored cost and fidelity.</p>",
+        routes_table(video),
+        "<h3>What it takes to keep</h3>",
+        f"<p>{_storage(facts)}</p>",
     ]
     return f"<section>{''.join(parts)}</section>"
 
@@ -251,21 +254,6 @@ def _tracks(video: VideoFigures) -> str:
         '<span><i class="red"></i>not the source&rsquo;s answer</span></p>'
     )
     return label_tracks(tracks, source="source", fps=video.facts["fps"]) + key
-
-
-def _routes(video: VideoFigures) -> str:
-    return f"A query that names no route is answered {'; '.join(map(_one_route, video.routes_in_use))}."
-
-
-def _one_route(used: RouteInUse) -> str:
-    many = len(used.segments) > 1
-    where = f"on segment{'s' if many else ''} {' and '.join(map(str, used.segments))}"
-    if used.route != "adapter":
-        return f"{where} by the {used.route} route"
-    known = " and ".join(f"{cka:.2f}" for cka in used.cka if cka is not None)
-    cka = f", CKA{note('cka')} {known}" if known else ""
-    stages = f"stage{'s' if len(used.stages) > 1 else ''} {' + '.join(used.stages)}"
-    return f"{where} from decoder {stages} into the classifier at {escape(used.cut)}{cka}"
 
 
 def _storage(facts: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 from benchmarks.figures import Agreement, VideoFigures
 from benchmarks.notes import note
@@ -32,6 +33,29 @@ def agreement_table(video: VideoFigures) -> str:
     return table(head, rows, best=0)
 
 
+def routes_table(video: VideoFigures) -> str:
+    """The routes that answer a query that names none, a row a segment."""
+    head = [
+        ("segment", False),
+        ("from decoder stages", False),
+        ("into the classifier at", False),
+        (f"CKA{note('cka')}", True),
+        (f"stored fidelity{note('fidelity')}", True),
+    ]
+    rows = {
+        segment: [
+            f"{segment}",
+            " + ".join(used.stages) or "–",
+            escape(used.cut) or f"its beginning ({used.route} route)",
+            "–" if cka is None else f"{cka:.2f}",
+            "–" if fidelity is None else f"{fidelity:.3f}",
+        ]
+        for used in video.routes_in_use
+        for segment, cka, fidelity in zip(used.segments, used.cka, used.fidelity, strict=True)
+    }
+    return table(head, [rows[segment] for segment in sorted(rows)], kind="compact")
+
+
 def cost_table(video: VideoFigures) -> str:
     head = [
         ("route", False),
@@ -51,8 +75,8 @@ def _costs(video: VideoFigures, name: str) -> list[str]:
     cost = video.costs[name]
     return [
         size(cost.bytes),
-        f"{100 * cost.share_of_full_decode:.0f} %",
-        f"{100 * cost.share_of_source:.0f} %",
+        f"{100 * cost.share_of_full_decode:.0f}&nbsp;%",
+        f"{100 * cost.share_of_source:.0f}&nbsp;%",
         f"{cost.gflops:.3f}",
         f"{cost.ms:.2f}<small>{cost.ms_lowest:.2f} to {cost.ms_highest:.2f}</small>",
         "reference" if name == "source" else share(video.agreements[name].unseen_confident),
@@ -83,7 +107,7 @@ def table(
 
 
 def share(agreement: Agreement) -> str:
-    return "–" if agreement.share is None else f"{100 * agreement.share:.1f} %"
+    return "–" if agreement.share is None else f"{100 * agreement.share:.1f}&nbsp;%"
 
 
 def is_number(text: str) -> bool:
