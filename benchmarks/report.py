@@ -162,7 +162,8 @@ def _facts(video: VideoFigures) -> str:
         f"{f['bpp']:.3f} bpp{note('bpp')}",
         f"fitted in {f['fit_seconds']:.0f} s",
     ]
-    return f'<p class="facts">{" · ".join(parts)}</p>'
+    whole = (f"<span>{part}</span>" for part in parts)
+    return f'<p class="facts">{" · ".join(whole)}</p>'
 
 
 def _pull(video: VideoFigures) -> str:
@@ -224,19 +225,22 @@ def _curve(video: VideoFigures) -> str:
 
 
 def _comparison(video: VideoFigures) -> str:
-    ours, constant, held = (video.agreements[n].unseen_confident for n in ("default", "constant", "held"))
+    ours, pixel, constant, held = (
+        video.agreements[name].unseen_confident for name in ("default", "pixel", "constant", "held")
+    )
     if video.constant_answer is None or not ours.frames:
         return (
             "The classifier is confident on no frame that fitting did not see: there is nothing to compare."
         )
     ratio = video.error_ratio
-    errors = "" if ratio is None else f": {ratio:.2f} times the errors of the better of these two"
+    errors = "" if not ratio else f": {ratio:.2f} times the errors of the better of these two"
     return (
         f"The classifier gives {video.labels_confident} labels on {video.confident_frames} confident frames, "
         f"{video.labels} on all {video.facts['frames']}. On the {ours.frames} confident ones that fitting "
         f"did not see, the {default_name(video)} route agrees with it on {share(ours)}. Always "
         f"“{escape(short(video.constant_answer))}”{note('constant')} would agree on {share(constant)}, the "
-        f"last answer held{note('held')} on {share(held)}{errors}."
+        f"last answer held{note('held')} on {share(held)}{errors}. The whole classifier on decoded "
+        f"pictures, the pixel route, agrees on {share(pixel)}."
     )
 
 
@@ -261,8 +265,8 @@ def _storage(facts: Mapping[str, Any]) -> str:
     kept, original = size(stored), size(source)
     sizes = f"The archive keeps {kept} for this video, adapters included; the source file has {original}."
     if stored <= source:
-        return f"{sizes} That is {source / stored:.1f} times less, for the softer picture above."
+        return f"{sizes} That is {100 * stored / source:.0f}&nbsp;% of it, for the softer picture above."
     return (
-        f"{sizes} That is {stored / source:.1f} times more: at this length and size the network saves no "
+        f"{sizes} That is {stored / source:.1f} times as much: at this length and size the network saves no "
         "space, and the source file holds the better picture. What it buys is the answer without the picture."
     )
