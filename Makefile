@@ -6,9 +6,6 @@ STAMP := $(VENV)/.installed
 # Tests that need a CUDA device are left out by name where there is none, so that a skip is always a failure.
 MARKS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo 'not gpu')
 
-# Waiting threads do not spin: on a shared machine that costs more than it gains.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lint types layers docs bench soak pins clean
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
 EVERY_SECONDS = 0.5
+SIDES = ("adapter", "adapter_cold", "pyav", "proxy")
 Side = Callable[[], Tensor]  # top-1 classes of all frames asked for
 
 
@@ -208,11 +209,28 @@ def measure_archive(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             proxy = write_proxy(source, Path(folder) / "proxy.mp4", task.spec.preprocessing.height)
             results += [
-                measure_video(archive, video, source, proxy, task, every, mode, args)
+                measure_video(archive, video, source, proxy, task, every, mode, batch, args.repeats)
                 for every in (None, EVERY_SECONDS)
                 for mode in args.modes
+                for batch in args.batch
             ]
-    return {"question": "latency", "seed": SEED, "batch": args.batch, "dtype": "float32", "videos": results}
+    best = best_against_best(results)
+    return {"question": "latency", "seed": SEED, "dtype": "float32", "best": best, "videos": results}
+
+
+def best_against_best(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each side at the batch that suits it: early layers like small ones, tails large ones."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in results:
+        groups.setdefault((row["video"], row["sampling"], row["mode"]), []).append(row)
+    best = []
+    for (video, sampling, mode), rows in groups.items():
+        times = {side: min(row[side]["ms_a_frame"] for row in rows) for side in SIDES}
+        ratios = {side: times[side] / times["adapter"] for side in SIDES[1:]}
+        best.append(
+            {"video": video, "sampling": sampling, "mode": mode, "ms_a_frame": times, "speed_up": ratios}
+        )
+    return best
 
 
 def measure_video(
@@ -223,21 +241,23 @@ def measure_video(
     task: LoadedTask,
     every: float | None,
     mode: str,
-    args: argparse.Namespace,
+    batch: int,
+    repeats: int,
 ) -> dict[str, Any]:
     wrap = WRAPS[mode]
-    ours = AdapterSide(archive, video["video_id"], every, args.batch, wrap)
+    ours = AdapterSide(archive, video["video_id"], every, batch, wrap)
     wanted = [int(frame) for segment in ours.segments for frame in segment.frames]
-    pixels = PixelSide(source, task, wanted, args.batch, wrap)
-    small = PixelSide(proxy, task, wanted, args.batch, wrap)
+    pixels = PixelSide(source, task, wanted, batch, wrap)
+    small = PixelSide(proxy, task, wanted, batch, wrap)
     sides = {"adapter": ours.warm, "adapter_cold": ours.cold, "pyav": pixels.run, "proxy": small.run}
-    timed = time_in_turn(sides, repeats=args.repeats, frames=len(wanted))
+    timed = time_in_turn(sides, repeats=repeats, frames=len(wanted))
     same = (ours.warm() == pixels.run()).float().mean()
     return {
         "video": video["name"],
         "frames": len(wanted),
         "sampling": "all" if every is None else f"one per {every} s",
         "mode": mode,
+        "batch": batch,
         "routes": sorted({f"stage {s.route.stage} -> {s.route.cut}" for s in ours.segments}),
         "fetched_bytes": sum(h.prefix_bytes + h.latents_bytes + r.route_bytes for h, r in ours.handles),
         "answers_equal": float(same),
@@ -273,10 +293,13 @@ def summary(result: Mapping[str, Any]) -> str:
     lines = []
     for row in result.get("videos", result.get("batches", ())):
         speed_up = row["speed_up_of_adapter"]
-        what = f"{row.get('video', row.get('batch'))} {row.get('sampling', '')} {row.get('mode', '')}"
+        what = " ".join(str(row[key]) for key in ("video", "sampling", "mode") if key in row)
         times = ", ".join(f"{n} {row[n]['ms_a_frame']:.2f} ms" for n in ("adapter", *speed_up))
         ratios = ", ".join(f"{ratio:.1f}x {n}" for n, ratio in speed_up.items())
-        lines.append(f"{what}: {times}; adapter against the others: {ratios}")
+        lines.append(f"{what} batch {row['batch']}: {times}; adapter faster: {ratios}")
+    for row in result.get("best", ()):
+        ratios = ", ".join(f"{ratio:.1f}x {n}" for n, ratio in row["speed_up"].items())
+        lines.append(f"{row['video']} {row['sampling']} {row['mode']}, each at its best batch: {ratios}")
     return "\n".join(lines)
 
 
@@ -289,11 +312,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clip", type=Path, help="ignored: kept for a common command line of GPU parts")
     parser.add_argument("--cut", default="blocks.11")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--modes", nargs="+", choices=tuple(WRAPS), default=["eager"])
     args = parser.parse_args()
-    if args.batch < 1 or args.repeats < 1:
+    if min(args.batch) < 1 or args.repeats < 1:
         parser.error("--batch and --repeats must be at least 1")
     return args
 

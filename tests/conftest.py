@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 # Before anything loads a BLAS. Two threads everywhere keep float sums, and so rows, alike.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "2")
-# Waiting threads must not spin: tests start processes beside each other, on few cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import av
 import hypothesis

@@ -20,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nvpstore.errors import TaskError
 
 MAX_CUT_TENSORS = 2
+CPU_FRAMES = (
+    4  # early layers of more frames than this fall out of a CPU's caches and take twice as long a frame
+)
 _LEAVES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
 
 
@@ -75,8 +78,7 @@ class CutBackbone:
 
     def whole(self, x: Tensor) -> Tensor:
         """Preprocessed frames [b, 3, H, W] → output (logits [b, classes] for a classifier)."""
-        out: Tensor = self.graph(x)
-        return out
+        return torch.cat([self.graph(part) for part in self._parts(x)])
 
     def features(self, x: Tensor, cuts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
         """Output and the features [b, c, h, w] at single-tensor `cuts`, in one run."""
@@ -84,8 +86,12 @@ class CutBackbone:
         if key not in self._heads:
             nodes = [self.cut(name).nodes[0] for name in cuts]
             self._heads[key] = _with_outputs(self.graph, nodes)
-        *maps, out = self._heads[key](x)
+        runs = [self._heads[key](part) for part in self._parts(x)]
+        *maps, out = (torch.cat(tensors) for tensors in zip(*runs, strict=True))
         return dict(zip(cuts, maps, strict=True)), out
+
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
+        return (x,) if self.device != "cpu" else x.split(CPU_FRAMES)
 
     def tail(self, cut: str) -> fx.GraphModule:
         """The backbone from `cut` to its output: takes the cut's tensors in the order of its nodes."""
