@@ -58,14 +58,14 @@ def test_the_stage_that_holds_a_cuts_features_ranks_first_and_its_ridge_fit_expl
     torch.manual_seed(0)
     taps = random_taps(12)
     cut = backbone.cut("blocks.10")
-    mixing = torch.randn(cut.channels[0], ARCH.stage_shape("1")[0]) / 10
+    mixing = torch.linalg.qr(torch.randn(cut.channels[0], ARCH.stage_shape("1")[0]))[0]  # a rotation
     on_grid = F.interpolate(taps["1"], cut.shapes[0][1:], mode="bilinear", align_corners=False)
     features = {c.name: torch.randn(12, *c.shapes[0]) for c in worthwhile_cuts(backbone)}
     features["blocks.10"] = torch.einsum("oc,tchw->tohw", mixing, on_grid)
     samples = cut_samples(features, seed=0)
     best = rank_pairs(taps, samples, arch=ARCH, backbone=backbone, seed=0)[0]
     assert (best.stage, best.cut) == ("1", "blocks.10")
-    assert best.cka > 0.8
+    assert best.cka > 0.95
     fit = ridge_for(best, taps, samples["blocks.10"], cut, seed=0)
     assert fit.r2 > 0.95
 
