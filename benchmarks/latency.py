@@ -96,15 +96,10 @@ class PixelSide:
 
     @torch.inference_mode()
     def run(self) -> Tensor:
-        answers, pending = [], []
-        for picture in self._pictures():
-            pending.append(picture)
-            if len(pending) == self.batch:
-                answers.append(self._answer(pending))
-                pending = []
-        if pending:
-            answers.append(self._answer(pending))
-        return torch.cat(answers)
+        # Decoding first: in turns, the decoder's threads and torch's would fight for the cores.
+        pictures = list(self._pictures())
+        batches = range(0, len(pictures), self.batch)
+        return torch.cat([self._answer(pictures[at : at + self.batch]) for at in batches])
 
     def _pictures(self) -> Any:
         import av
