@@ -23,7 +23,6 @@ def test_every_variable_is_read() -> None:
         {
             "NVP_ARCHIVE": "s3://bucket/prefix",
             "NVP_CACHE": "/var/cache/nvp",
-            "NVP_CACHE_LIMIT": "1TB",
             "NVP_MEMORY_LIMIT": "512MiB",
             "NVP_THREADS": "3",
             "NVP_QUERY_TIMEOUT": "2.5",
@@ -32,7 +31,6 @@ def test_every_variable_is_read() -> None:
     )
     assert settings.archive == "s3://bucket/prefix"
     assert settings.cache_dir == Path("/var/cache/nvp")
-    assert settings.cache_bytes == 10**12
     assert settings.memory_bytes == 512 * 2**20
     assert settings.threads == 3
     assert settings.query_seconds == 2.5
@@ -48,7 +46,7 @@ def test_the_cache_follows_the_desktop_convention() -> None:
     [
         ("NVP_MEMORY_LIMIT", "plenty"),
         ("NVP_MEMORY_LIMIT", "1MB"),
-        ("NVP_CACHE_LIMIT", "-1GB"),
+        ("NVP_MEMORY_LIMIT", "-1GB"),
         ("NVP_THREADS", "0"),
         ("NVP_THREADS", "two"),
         ("NVP_QUERY_TIMEOUT", "-1"),

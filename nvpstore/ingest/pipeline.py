@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -97,7 +96,6 @@ class Ingest:
         self.preset = find_preset(request.preset)
         self.on_progress = on_progress
         self.work_dir = work_dir
-        self.began = time.monotonic()
 
     def run(self) -> VideoRecord:
         """Fit, put all objects, and commit them in one log entry."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +71,3 @@ class ReferenceBuilder:
             inputs=torch.cat(inputs).clone(),
             samples={cut: torch.cat([s[cut] for s in samples]).clone() for cut in self.cuts},
         )
-
-
-def build_references(
-    tasks: Iterable[LoadedTask], *, start_frame: int, seed: int
-) -> tuple[ReferenceBuilder, ...]:
-    return tuple(ReferenceBuilder(task, start_frame=start_frame, seed=seed) for task in tasks)

@@ -307,7 +307,7 @@ def _answer(kind: str, version: str, video_id: str, frame: int, top: int) -> lis
 
 
 SETTINGS = Settings(
-    archive=None, cache_dir=Path("unused"), cache_bytes=0, memory_bytes=512 * 2**20, threads=2,
+    archive=None, cache_dir=Path("unused"), memory_bytes=512 * 2**20, threads=2,
     query_seconds=None, debug=False,
 )  # fmt: skip
 
