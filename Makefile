@@ -42,7 +42,7 @@ layers: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m nvpstore.api.docs --check docs/cli.md
 
-bench: $(STAMP)  ## measure latency on this machine into benchmarks/results
+bench: $(STAMP) demo  ## measure latency on the demo's archive into benchmarks/results
 	$(BIN)/python -m benchmarks.latency
 
 soak: $(STAMP)  ## run the property tests with many more examples and fresh seeds

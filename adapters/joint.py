@@ -18,8 +18,9 @@ class AdapterTerm:
     """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm).
 
     `targets` are the cut's tensors [n, c, h, w] and `reference` the backbone's output [n, …] on the
-    n frames that the term sees; `positions` [n] are these frames' positions in the segment. `answer`
-    asks the backbone about other pictures [b, 3, h, w] in 0 … 1: (the cut's tensors, output).
+    n frames that the term sees; `positions` [n] are these frames' positions in the segment. `tail` and
+    `answer` run on `device`; `answer` asks the backbone about other pictures [b, 3, h, w] in 0 … 1: (the
+    cut's tensors, output).
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class AdapterTerm:
         self.choice, self.stages = choice, adapter.stages
         self.scales = [FeatureScale(t.to(device)) for t in targets]
         self.adapter = adapter.to(device)
-        self.tail = tail.to(device)
+        self.tail = tail
         self.targets = [s.normalise(t.to(device)) for s, t in zip(self.scales, targets, strict=True)]
         self.reference = reference.to(device)
         self.output_loss, self.answer = output_loss, answer

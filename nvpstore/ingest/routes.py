@@ -22,7 +22,7 @@ from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
-from nvpstore.tasks.registry import LoadedTask
+from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
 
 RANK_FRAMES = 64  # frames that CKA and ridge are computed on, spread over those that tasks may see
@@ -60,17 +60,18 @@ class TaskTerms:
         cut = refs.task.backbone.cut(candidate.cut)
         fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
         targets = refs.targets(candidate.cut)
+        task = load(refs.task.spec, self.device)  # references stay on the CPU, the fit may not
         adapter = normalised_start(build_adapter(candidate, self.arch, refs), fit, targets)
         return AdapterTerm(
             choice=json.dumps(asdict(candidate)),
             adapter=adapter,
-            tail=refs.task.backbone.tail(candidate.cut),
+            tail=task.backbone.tail(candidate.cut),
             targets=targets,
             reference=refs.output[refs.seen],
             positions=refs.positions,
             frames=len(refs.seen),
             output_loss=refs.task.head.loss,
-            answer=partial(answer, refs.task, candidate.cut),
+            answer=partial(answer, task, candidate.cut),
             device=self.device,
         )
 

@@ -98,9 +98,13 @@ def _describe(name: str) -> dict[str, object]:
     return {"name": name, "version": record.version, "kind": record.kind, "cuts": record.cuts}
 
 
-@cache
 def load(spec: TaskSpec, device: str = "cpu") -> LoadedTask:
     """Build the backbone, check its weights against the spec, cut it. Once a process, version and device."""
+    return _load(spec, device)  # one spelling of the arguments: a cache would tell a default from its value
+
+
+@cache
+def _load(spec: TaskSpec, device: str) -> LoadedTask:
     provider = _PROVIDERS.get(spec.provider)
     if provider is None:
         raise TaskError(f"task {spec.name}: provider {spec.provider!r}; there are {', '.join(_PROVIDERS)}")
