@@ -1,4 +1,8 @@
-"""The names of all objects of an archive: every key is built and parsed here, and nowhere else."""
+"""The names of all objects of an archive: every key is built and parsed here, and nowhere else.
+
+Every key that is ever deleted carries an attempt, so that no key is used twice: a deletion that comes late
+can never hit what somebody else has written since.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from nvpstore.errors import UsageError
@@ -16,6 +21,7 @@ KeyKind = Literal[
 ]  # fmt: skip
 
 LOG_PREFIX = "log/"
+CHECKPOINT_PREFIX = "log/checkpoint-"
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -33,7 +39,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
 
 _TEMPLATES: dict[KeyKind, str] = {
     "log": "log/{number}.json",
-    "log_checkpoint": "log/checkpoint-{number}.parquet",
+    "log_checkpoint": "log/checkpoint-{number}-{sha256}.parquet",
     "manifest": "videos/{video_id}/{attempt}/manifest.parquet",
     "weights": "videos/{video_id}/{attempt}/weights-{first_segment}.parquet",
     "latents": "videos/{video_id}/{attempt}/latents-{first_segment}.parquet",
@@ -43,8 +49,8 @@ _TEMPLATES: dict[KeyKind, str] = {
     "decoder": "decoders/{sha256}.parquet",
     "archive_adapters": "adapters/{version}/{attempt}.parquet",
     "task": "tasks/{name}/{version}.json",
-    "result": "results/{result}/{sha256}.parquet",
-    "source": "sources/{video_id}",
+    "result": "results/{result}/{attempt}.parquet",
+    "source": "sources/{video_id}/{attempt}",
 }
 
 _PATTERNS: dict[KeyKind, re.Pattern[str]] = {
@@ -70,10 +76,37 @@ class ParsedKey:
     result: str = ""
 
 
-def new_attempt() -> str:
-    """A fresh ULID: 48 bits of milliseconds and 80 random bits, in 26 characters that sort by time."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+def new_attempt(*, later_than: str = "") -> str:
+    """A fresh ULID: 48 bits of milliseconds and 80 random bits, in 26 characters that sort by time.
+
+    It is greater than `later_than`, whatever this machine's clock says.
+    """
+    attempt = _ulid(time.time_ns() // 1_000_000, secrets.randbits(80))
+    if attempt <= later_than:
+        attempt = _ulid(_milliseconds(later_than) + 1, secrets.randbits(80))
+    return attempt
+
+
+def attempt_time(attempt: str) -> datetime:
+    """When an attempt was begun, by its writer's clock. Raises UsageError if it is none."""
+    return datetime.fromtimestamp(_milliseconds(check_attempt(attempt)) / 1000, UTC)
+
+
+def first_attempt_at(when: datetime) -> str:
+    """The smallest attempt of that millisecond: every attempt begun before `when` sorts below it."""
+    return _ulid(int(when.timestamp() * 1000), 0)
+
+
+def _ulid(milliseconds: int, random: int) -> str:
+    value = milliseconds << 80 | random
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def _milliseconds(attempt: str) -> int:
+    value = 0
+    for character in attempt:
+        value = value << 5 | _CROCKFORD.index(character)
+    return value >> 80
 
 
 def check_video_id(video_id: str) -> str:
@@ -95,13 +128,18 @@ def log_key(number: int) -> str:
     return _key("log", number=f"{number:020d}")
 
 
-def log_checkpoint_key(number: int) -> str:
-    return _key("log_checkpoint", number=f"{number:020d}")
+def log_checkpoint_key(number: int, sha256: str) -> str:
+    return _key("log_checkpoint", number=f"{number:020d}", sha256=sha256)
 
 
-def video_prefix(video_id: str) -> str:
-    """The folder that holds all objects of a video, with its trailing slash."""
-    return f"videos/{check_video_id(video_id)}/"
+def video_prefixes(video_id: str) -> tuple[str, str]:
+    """The folders that hold everything of one video: what was stored, and its original."""
+    return f"videos/{check_video_id(video_id)}/", f"sources/{video_id}/"
+
+
+def meta_prefix(video_id: str) -> str:
+    """The folder of what people said about a video, with its trailing slash."""
+    return f"videos/{video_id}/meta/"
 
 
 def manifest_key(video_id: str, attempt: str) -> str:
@@ -140,12 +178,12 @@ def task_key(name: str, version: str) -> str:
     return _key("task", name=name, version=version)
 
 
-def result_key(result: str, sha256: str) -> str:
-    return _key("result", result=result, sha256=sha256)
+def result_key(result: str, attempt: str) -> str:
+    return _key("result", result=result, attempt=attempt)
 
 
-def source_key(video_id: str) -> str:
-    return _key("source", video_id=video_id)
+def source_key(video_id: str, attempt: str) -> str:
+    return _key("source", video_id=video_id, attempt=attempt)
 
 
 def parse_key(key: str) -> ParsedKey:

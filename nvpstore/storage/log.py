@@ -8,10 +8,8 @@ exchanged, removed or rewritten entry is noticed at the one after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
 
 from nvpstore.errors import (
     ArchiveError,
@@ -20,47 +18,15 @@ from nvpstore.errors import (
     ObjectExists,
     ObjectMissing,
     StoreError,
+    UsageError,
 )
-from nvpstore.storage.documents import FORMAT_VERSION, canonical_digest, canonical_json, load_document
-from nvpstore.storage.keys import LOG_PREFIX, log_key, new_attempt, parse_key
+from nvpstore.storage.entries import LogDraft, LogEntry, conflict, decode_entry, encode_entry, new_entry
+from nvpstore.storage.keys import LOG_PREFIX, attempt_time, check_attempt, log_key, new_attempt, parse_key
 from nvpstore.storage.objects import ObjectStore
-from nvpstore.types import StoredObject
 
-EntryKind = Literal["init", "video", "routes", "task", "meta"]
+__all__ = ["GRACE_SECONDS", "Log", "LogDraft", "LogEntry", "create_archive", "not_an_archive", "open_log"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogDraft:
-    """What a writer wants committed: objects that are already put, under its attempt.
-
-    `subject` is a video id, a task's name or (for "init") the archive's id. Nothing that people write
-    about a video stands here: entries outlive an erased video.
-    """
-
-    kind: EntryKind
-    attempt: str
-    subject: str
-    objects: tuple[StoredObject, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
-    """One commit. `time` is UTC in ISO 8601; `checksum` is the SHA-256 of all else in canonical JSON.
-
-    `previous_digest` is the checksum of entry `number` - 1, empty for entry 0.
-    """
-
-    number: int
-    kind: EntryKind
-    attempt: str
-    time: str
-    subject: str
-    objects: tuple[StoredObject, ...]
-    previous_digest: str
-    checksum: str
-
-
-StillValid = Callable[[Sequence[LogEntry]], bool]
+GRACE_SECONDS = 24 * 3600
 
 
 class Log:
@@ -68,15 +34,28 @@ class Log:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._grace_seconds: int | None = None
         self._newest: LogEntry | None = None  # the newest entry seen, where the next look begins
 
     @property
     def store(self) -> ObjectStore:
         return self._store
 
+    @property
+    def grace_seconds(self) -> int:
+        """How long garbage is kept, and twice what an attempt may take; set when the archive is made."""
+        if self._grace_seconds is None:
+            self._grace_seconds = self._first().grace_seconds
+        return self._grace_seconds
+
+    @property
+    def archive_id(self) -> str:
+        """The archive's id. Raises ArchiveError if there is no archive."""
+        return check_attempt(self._first().subject)
+
     def read(self, number: int) -> LogEntry:
         """Entry `number`. Raises ObjectMissing, IntegrityError, or ArchiveError for a newer format."""
-        entry = _decode(self._store.get(log_key(number)), number)
+        entry = decode_entry(self._store.get(log_key(number)), number)
         if self._newest is None or entry.number > self._newest.number:
             self._newest = entry
         return entry
@@ -114,37 +93,48 @@ class Log:
             low, high = (middle, high) if self._store.exists(log_key(middle)) else (low, middle)
         return low
 
-    def append(
-        self, draft: LogDraft, *, after: int | None = None, still_valid: StillValid | None = None
-    ) -> LogEntry:
+    def append(self, draft: LogDraft, *, after: int | None = None) -> LogEntry:
         """Commit `draft` under the next free number.
 
-        `after` is the number that the draft was prepared on (default: the head now). Entries that others
-        committed since then are shown to `still_valid`; if it returns False, CommitDropped is raised and
-        nothing is committed. Raises StoreError if an object is missing or has another size.
+        `after` is the number that the draft was prepared on (default: the head now). Raises CommitDropped,
+        with nothing committed, if entries that others committed since then make it pointless, or if it was
+        begun longer ago than half of the archive's grace. Raises StoreError if an object is missing or has
+        another size.
         """
+        self._check_age(draft)
         self._check_objects(draft)
         previous = self._at(self.head() if after is None else after)
         while True:
-            entry = _entry(draft, number=previous.number + 1, previous_digest=previous.checksum)
+            entry = new_entry(draft, number=previous.number + 1, previous_digest=previous.checksum)
             try:
-                self._store.put(log_key(entry.number), _encode(entry))
+                self._store.put(log_key(entry.number), encode_entry(entry))
             except ObjectExists:
                 newer = list(self.entries(after=previous.number))
-                # A put whose answer was lost is repeated by the client, and then meets itself.
-                if newer and newer[0] == entry:
-                    return entry
+                # A put whose answer was lost may meet itself, though made at another time.
+                if mine := next((e for e in newer if e.attempt == draft.attempt), None):
+                    return mine
                 if not newer:
                     raise
-                if still_valid is not None and not still_valid(newer):
-                    raise CommitDropped(
-                        f"{draft.kind} of {draft.subject}: entries up to {newer[-1].number} of "
-                        f"{self._store.root} made it pointless; nothing was committed"
-                    ) from None
+                if reason := conflict(draft, newer):
+                    raise self._dropped(draft, reason) from None
                 previous = newer[-1]
             else:
                 self._newest = entry
                 return entry
+
+    def _check_age(self, draft: LogDraft) -> None:
+        age = (datetime.now(UTC) - attempt_time(draft.attempt)).total_seconds()
+        if age > self.grace_seconds / 2:
+            raise self._dropped(
+                draft,
+                f"it was begun {age:.0f} s ago; at most half of the archive's grace of "
+                f"{self.grace_seconds} s is allowed: run it again",
+            )
+
+    def _dropped(self, draft: LogDraft, reason: str) -> CommitDropped:
+        return CommitDropped(
+            f"{draft.kind} of {draft.subject} in {self._store.root}: nothing was committed: {reason}"
+        )
 
     def check_complete(self) -> None:
         """Raises IntegrityError if an entry is missing below another, which readers would stop at."""
@@ -156,6 +146,12 @@ class Log:
                 f"{log_key(missing[0])} is missing in {self._store.root}, "
                 f"though {log_key(numbers[-1])} exists"
             )
+
+    def _first(self) -> LogEntry:
+        try:
+            return self.read(0)
+        except ObjectMissing:
+            raise not_an_archive(self._store) from None
 
     def _at(self, number: int) -> LogEntry:
         if self._newest is not None and self._newest.number == number:
@@ -174,16 +170,19 @@ class Log:
                 )
 
 
-def create_archive(store: ObjectStore) -> LogEntry:
+def create_archive(store: ObjectStore, *, grace_seconds: int = GRACE_SECONDS) -> LogEntry:
     """Make an empty archive with a fresh id, the subject of its entry 0.
 
-    Raises ArchiveError if there is one already, also one that another process makes at the same time.
+    `grace_seconds` (≥ 1): how long `gc` leaves alone what nobody names any more. Raises ArchiveError if there
+    is one already, also one that another process makes at the same time.
     """
     attempt = new_attempt()
-    draft = LogDraft(kind="init", attempt=attempt, subject=attempt)
-    entry = _entry(draft, number=0, previous_digest="")
+    if grace_seconds < 1:
+        raise UsageError(f"a grace of {grace_seconds} s: at least 1 is needed")
+    draft = LogDraft(kind="init", attempt=attempt, subject=attempt, grace_seconds=grace_seconds)
+    entry = new_entry(draft, number=0, previous_digest="")
     try:
-        store.put(log_key(0), _encode(entry))
+        store.put(log_key(0), encode_entry(entry))
     except ObjectExists:
         raise ArchiveError(f"{store.root} exists: it is an archive already") from None
     return entry
@@ -203,57 +202,3 @@ def open_log(store: ObjectStore) -> Log:
 
 def not_an_archive(store: ObjectStore) -> ArchiveError:
     return ArchiveError(f"{store.root} is not an archive: run `nvp init`")
-
-
-def _entry(draft: LogDraft, *, number: int, previous_digest: str) -> LogEntry:
-    entry = LogEntry(
-        number=number,
-        kind=draft.kind,
-        attempt=draft.attempt,
-        time=datetime.now(UTC).isoformat(timespec="microseconds"),
-        subject=draft.subject,
-        objects=draft.objects,
-        previous_digest=previous_digest,
-        checksum="",
-    )
-    return _with_checksum(entry)
-
-
-def _with_checksum(entry: LogEntry) -> LogEntry:
-    fields = {name: getattr(entry, name) for name in LogEntry.__slots__}
-    return LogEntry(**(fields | {"checksum": canonical_digest(_body(entry))}))
-
-
-def _body(entry: LogEntry) -> dict[str, Any]:
-    body = {"format": FORMAT_VERSION, **asdict(entry)}
-    del body["checksum"]
-    return body
-
-
-def _encode(entry: LogEntry) -> bytes:
-    return canonical_json(_body(entry) | {"checksum": entry.checksum})
-
-
-def _decode(data: bytes, number: int) -> LogEntry:
-    what = log_key(number)
-    document = load_document(data, what=what)
-    version = document.pop("format")
-    checksum = document.pop("checksum", None)
-    if not _matches({"format": version, **document}, checksum):
-        raise IntegrityError(f"{what} differs from its checksum")
-    if document["kind"] not in get_args(EntryKind):
-        raise ArchiveError(
-            f"{what} is of kind {document['kind']!r} (format version {version}); this release of nvpstore "
-            f"reads {', '.join(get_args(EntryKind))}: a newer one is needed"
-        )
-    if document["number"] != number:
-        raise IntegrityError(f"{what} holds entry {document['number']}")
-    objects = tuple(StoredObject(**obj) for obj in document.pop("objects"))
-    return LogEntry(**document, objects=objects, checksum=checksum)
-
-
-def _matches(body: dict[str, Any], checksum: object) -> bool:
-    try:
-        return canonical_digest(body) == checksum
-    except ValueError:  # what JSON readers accept but no writer of ours could have written, such as NaN
-        return False

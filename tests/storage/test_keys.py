@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ ATTEMPT = keys.new_attempt()
 def test_every_key_is_spelled_as_designed_and_parses_back() -> None:
     cases = {
         keys.log_key(7): "log/00000000000000000007.json",
-        keys.log_checkpoint_key(7): "log/checkpoint-00000000000000000007.parquet",
+        keys.log_checkpoint_key(7, HEX): f"log/checkpoint-00000000000000000007-{HEX}.parquet",
         keys.manifest_key(VIDEO, ATTEMPT): f"videos/{VIDEO}/{ATTEMPT}/manifest.parquet",
         keys.weights_key(VIDEO, ATTEMPT, 64): f"videos/{VIDEO}/{ATTEMPT}/weights-64.parquet",
         keys.latents_key(VIDEO, ATTEMPT, 0): f"videos/{VIDEO}/{ATTEMPT}/latents-0.parquet",
@@ -26,8 +28,8 @@ def test_every_key_is_spelled_as_designed_and_parses_back() -> None:
         keys.decoder_key(HEX): f"decoders/{HEX}.parquet",
         keys.archive_adapters_key(HEX, ATTEMPT): f"adapters/{HEX}/{ATTEMPT}.parquet",
         keys.task_key("labels", HEX): f"tasks/labels/{HEX}.json",
-        keys.result_key(HEX[:16], HEX): f"results/{HEX[:16]}/{HEX}.parquet",
-        keys.source_key(VIDEO): f"sources/{VIDEO}",
+        keys.result_key(HEX[:16], ATTEMPT): f"results/{HEX[:16]}/{ATTEMPT}.parquet",
+        keys.source_key(VIDEO, ATTEMPT): f"sources/{VIDEO}/{ATTEMPT}",
     }
     assert all(built == spelled for built, spelled in cases.items())
     assert len({keys.parse_key(key).kind for key in cases}) == len(cases)
@@ -67,3 +69,16 @@ def test_attempts_are_ulids_that_sort_by_time_and_do_not_repeat() -> None:
     assert all(keys.check_attempt(attempt) == attempt for attempt in made)
     times = [attempt[:10] for attempt in made]
     assert times == sorted(times)
+
+
+def test_a_later_attempt_is_later_even_when_the_clock_is_behind() -> None:
+    ahead = keys.first_attempt_at(datetime.now(UTC) + timedelta(hours=3))
+    assert keys.new_attempt(later_than=ahead) > ahead
+    assert keys.new_attempt(later_than=keys.new_attempt(later_than=ahead)) > ahead
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)))
+def test_an_attempt_tells_its_time_to_the_millisecond(when: datetime) -> None:
+    attempt = keys.first_attempt_at(when)
+    assert abs(keys.attempt_time(attempt) - when) <= timedelta(milliseconds=1)
+    assert keys.first_attempt_at(when + timedelta(milliseconds=2)) > attempt

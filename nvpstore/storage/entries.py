@@ -1,0 +1,152 @@
+"""Log entries: what one commit says, its bytes, and which newer entries make a prepared commit pointless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from nvpstore.errors import ArchiveError, IntegrityError
+from nvpstore.storage.documents import FORMAT_VERSION, canonical_digest, canonical_json, load_document
+from nvpstore.storage.keys import log_key, meta_prefix
+from nvpstore.types import StoredObject
+
+EntryKind = Literal["init", "video", "routes", "task", "meta", "erase", "gc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogDraft:
+    """What a writer wants committed: objects that are already put, under its attempt.
+
+    `subject` is a video id, a task's name or (for "init" and "gc") the archive's id. Nothing that people
+    write about a video stands here: entries outlive an erased video. `replaces`: a "video" that takes the
+    place of one that is stored; without it the video must be new. `removed` are the keys that a "gc" is about
+    to delete, and attempts that sort below its `fence` are dead. `grace_seconds` belongs to "init".
+    """
+
+    kind: EntryKind
+    attempt: str
+    subject: str
+    objects: tuple[StoredObject, ...] = ()
+    replaces: bool = False
+    removed: tuple[str, ...] = ()
+    fence: str = ""
+    grace_seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One commit. `time` is UTC in ISO 8601; `checksum` is the SHA-256 of all else in canonical JSON.
+
+    `previous_digest` is the checksum of entry `number` - 1, empty for entry 0. The rest is the draft's.
+    """
+
+    number: int
+    kind: EntryKind
+    attempt: str
+    time: str
+    subject: str
+    objects: tuple[StoredObject, ...]
+    removed: tuple[str, ...]
+    fence: str
+    grace_seconds: int
+    previous_digest: str
+    checksum: str
+
+    @property
+    def committed_at(self) -> datetime:
+        return datetime.fromisoformat(self.time)
+
+
+def new_entry(draft: LogDraft, *, number: int, previous_digest: str) -> LogEntry:
+    """The entry that `draft` becomes under `number`, as of now."""
+    entry = LogEntry(
+        number=number,
+        kind=draft.kind,
+        attempt=draft.attempt,
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
+        subject=draft.subject,
+        objects=draft.objects,
+        removed=draft.removed,
+        fence=draft.fence,
+        grace_seconds=draft.grace_seconds,
+        previous_digest=previous_digest,
+        checksum="",
+    )
+    fields = {name: getattr(entry, name) for name in LogEntry.__slots__}
+    return LogEntry(**(fields | {"checksum": canonical_digest(_body(entry))}))
+
+
+def encode_entry(entry: LogEntry) -> bytes:
+    return canonical_json(_body(entry) | {"checksum": entry.checksum})
+
+
+def decode_entry(data: bytes, number: int) -> LogEntry:
+    """Raises IntegrityError for bytes that differ from their checksum or belong to another number,
+    ArchiveError for a format or kind of a newer release."""
+    what = log_key(number)
+    document = load_document(data, what=what)
+    version = document.pop("format")
+    checksum = document.pop("checksum", None)
+    if not _matches({"format": version, **document}, checksum):
+        raise IntegrityError(f"{what} differs from its checksum")
+    if document["kind"] not in get_args(EntryKind):
+        raise ArchiveError(
+            f"{what} is of kind {document['kind']!r} (format version {version}); this release of nvpstore "
+            f"reads {', '.join(get_args(EntryKind))}: a newer one is needed"
+        )
+    if document["number"] != number:
+        raise IntegrityError(f"{what} holds entry {document['number']}")
+    # Fields that a later release of this version adds are covered by the checksum and ignored here.
+    try:
+        known = {name: document[name] for name in LogEntry.__slots__ if name != "checksum"}
+        objects = tuple(StoredObject(**obj) for obj in known.pop("objects"))
+        removed = tuple(known.pop("removed"))
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{what} is malformed: {error!r}") from None
+    return LogEntry(**known, objects=objects, removed=removed, checksum=checksum)
+
+
+def conflict(draft: LogDraft, newer: Iterable[LogEntry]) -> str | None:
+    """Why `newer` entries, committed since the draft was prepared, forbid it; None if they do not."""
+    for entry in newer:
+        reason = _conflict(draft, entry)
+        if reason:
+            return f"{reason} (log entry {entry.number})"
+    return None
+
+
+def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
+    if draft.kind == "gc":
+        return "something was committed meanwhile"  # it may hold what was about to be deleted
+    if entry.kind == "gc" and draft.attempt < entry.fence:
+        return "it was begun so long ago that its objects were collected as garbage"
+    if draft.kind not in ("video", "routes", "meta", "erase") or entry.subject != draft.subject:
+        return None
+    if entry.kind == "erase" and draft.kind != "erase":
+        return "the video was erased meanwhile"
+    if entry.kind == "video" and draft.kind == "video" and not draft.replaces:
+        return "another writer stored the video first"
+    if entry.kind == "video" and draft.kind == "routes":
+        return "the video was fitted anew meanwhile"
+    if draft.kind in ("meta", "erase") and _names_meta(entry):
+        return "the video's name, tags or hold were changed meanwhile"
+    return None
+
+
+def _names_meta(entry: LogEntry) -> bool:
+    return any(obj.key.startswith(meta_prefix(entry.subject)) for obj in entry.objects)
+
+
+def _body(entry: LogEntry) -> dict[str, Any]:
+    body = {"format": FORMAT_VERSION, **asdict(entry)}
+    del body["checksum"]
+    return body
+
+
+def _matches(body: dict[str, Any], checksum: object) -> bool:
+    try:
+        return canonical_digest(body) == checksum
+    except ValueError:  # what JSON readers accept but no writer of ours could have written, such as NaN
+        return False
