@@ -44,7 +44,7 @@ class ObjectStore(ABC):
         """
 
     def put_file(self, key: str, path: Path) -> StoredObject:
-        """`put` of a file's bytes; returns the digest of what was written. Large ones are never whole in memory.
+        """`put` of a file's bytes; returns the digest of what was written. Large ones never fill the memory.
 
         Raises StoreError too if the file cannot be read.
         """
