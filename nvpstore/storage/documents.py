@@ -25,10 +25,11 @@ def canonical_digest(value: object) -> str:
 
 
 def check_format(found: object, *, what: str) -> None:
-    """Raises ArchiveError unless `found` is the format version that this release reads."""
-    if found != FORMAT_VERSION:
+    """Raises ArchiveError unless this release reads format version `found`: its own and all before it."""
+    if not isinstance(found, int) or not 1 <= found <= FORMAT_VERSION:
         raise ArchiveError(
-            f"{what} has format version {found}; this release of nvpstore reads version {FORMAT_VERSION}"
+            f"{what} has format version {found}; "
+            f"this release of nvpstore reads versions up to {FORMAT_VERSION}"
         )
 
 

@@ -13,35 +13,55 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nvpstore.errors import IntegrityError
-from nvpstore.storage.parquet import encode_groups, footer_of, read_index
+from nvpstore.storage.parquet import encode_groups, footer_of, read_index, required
 from nvpstore.types import ByteRange, SegmentRecord, StoredObject, VideoRecord
 
-_RANGE = [
-    ("key", pa.string()),
-    ("offset", pa.int64()),
-    ("size_bytes", pa.int64()),
-    ("sha256", pa.binary(32)),
-]
-_SCHEMA = pa.schema(
+# The latents' range stands in one list with those of the stages, under this name.
+_LATENTS = "latents"
+
+_PART = pa.struct(
     [
-        ("segment", pa.int32()),
-        ("scene", pa.int32()),
-        ("start_frame", pa.int64()),
-        ("pts", pa.list_(pa.int64())),
-        ("psnr", pa.float64()),
-        ("frame_psnr", pa.list_(pa.float32())),
-        ("codec", pa.string()),
-        ("architecture", pa.string()),
-        ("stages", pa.list_(pa.struct([("stage", pa.string()), *_RANGE]))),
-        ("gflops", pa.list_(pa.float64())),
-        ("latents", pa.struct(_RANGE)),
-        # All of a video's footers, in its first segment's row.
-        ("footers", pa.list_(pa.struct([("key", pa.string()), ("footer", pa.binary())]))),
+        required("part", pa.string()),
+        required("key", pa.string()),
+        required("offset", pa.int64()),
+        required("size_bytes", pa.int64()),
+        required("sha256", pa.binary(32)),
     ]
 )
-# Keys, codecs and architectures repeat from row to row.
-_DICTIONARY = ["codec", "architecture", "stages.list.element.stage", "stages.list.element.key", "latents.key"]
-_DELTA = ["segment", "scene", "start_frame", "pts.list.element"]
+_FOOTER = pa.struct([required("key", pa.string()), required("footer", pa.binary())])
+_SCHEMA = pa.schema(
+    [
+        required("segment", pa.int32()),
+        required("scene", pa.int32()),
+        required("start_frame", pa.int64()),
+        required("pts", pa.list_(required("element", pa.int64()))),
+        required("psnr", pa.float64()),
+        required("frame_psnr", pa.list_(required("element", pa.float32()))),
+        required("codec", pa.string()),
+        required("architecture", pa.string()),
+        required("gflops", pa.list_(required("element", pa.float64()))),
+        required("parts", pa.list_(required("element", _PART))),
+        # All of a video's footers, in its first segment's row.
+        required("footers", pa.list_(required("element", _FOOTER))),
+    ]
+)
+# Keys, codecs, architectures and what follows from these repeat from row to row.
+_DICTIONARY = [
+    "codec",
+    "architecture",
+    "gflops.list.element",
+    "parts.list.element.part",
+    "parts.list.element.key",
+]
+_DELTA = [
+    "segment", "scene", "start_frame", "pts.list.element", "parts.list.element.offset",
+    "parts.list.element.size_bytes",
+]  # fmt: skip
+_COMPRESSED = [
+    "pts.list.element", "frame_psnr.list.element", "architecture", "gflops.list.element",
+    "parts.list.element.part", "parts.list.element.key", "parts.list.element.sha256",
+    "footers.list.element.key", "footers.list.element.footer",
+]  # fmt: skip
 
 _SCALARS = (
     "video_id", "attempt", "sha256", "name", "source_uri", "source_bytes", "container", "source_codec",
@@ -64,6 +84,7 @@ def encode_manifest(video: VideoRecord) -> bytes:
         schema=_SCHEMA,
         kind="manifest",
         index=_video_fields(video),
+        compressed=_COMPRESSED,
         column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
         dictionary=_DICTIONARY,
     )
@@ -119,14 +140,15 @@ def _row(segment: SegmentRecord) -> dict[str, Any]:
         "frame_psnr": segment.frame_psnr,
         "codec": segment.codec,
         "architecture": segment.architecture,
-        "stages": [{"stage": stage, **_range_row(part)} for stage, part in segment.stages],
         "gflops": list(segment.gflops),
-        "latents": _range_row(segment.latents),
+        "parts": [_part_row(*part) for part in (*segment.stages, (_LATENTS, segment.latents))],
         "footers": [],
     }
 
 
 def _segment(row: dict[str, Any], pts: NDArray[np.int64], frame_psnr: NDArray[np.float32]) -> SegmentRecord:
+    parts = {item["part"]: _range(item) for item in row["parts"]}
+    latents = parts.pop(_LATENTS)
     return SegmentRecord(
         segment=row["segment"],
         scene=row["scene"],
@@ -136,14 +158,15 @@ def _segment(row: dict[str, Any], pts: NDArray[np.int64], frame_psnr: NDArray[np
         frame_psnr=frame_psnr,
         codec=row["codec"],
         architecture=row["architecture"],
-        stages=tuple((item["stage"], _range(item)) for item in row["stages"]),
+        stages=tuple(parts.items()),
         gflops=tuple(row["gflops"]),
-        latents=_range(row["latents"]),
+        latents=latents,
     )
 
 
-def _range_row(part: ByteRange) -> dict[str, Any]:
+def _part_row(name: str, part: ByteRange) -> dict[str, Any]:
     return {
+        "part": name,
         "key": part.key,
         "offset": part.offset,
         "size_bytes": part.size_bytes,

@@ -41,6 +41,11 @@ class _Layout:
     ends: tuple[int, ...]
 
 
+def required(name: str, kind: pa.DataType) -> pa.Field:
+    """A column that is never null: Parquet spends no bytes on saying so for every value."""
+    return pa.field(name, kind, nullable=False)
+
+
 def encode_groups(
     key: str,
     groups: Iterable[pa.Table],
@@ -48,18 +53,20 @@ def encode_groups(
     schema: pa.Schema,
     kind: str,
     index: object,
+    compressed: Sequence[str],
     column_encoding: Mapping[str, str] | None = None,
     dictionary: Sequence[str] = (),
 ) -> EncodedTable:
     """Write one row group a table. `index` is JSON that says what the groups are, kept in the footer.
 
+    `compressed` columns get zstd; the others hold a few bytes a group, which it would only lengthen.
     Raises ValueError for an empty table: a group without rows has no place in the file.
     """
     sink = io.BytesIO()
     writer = pq.ParquetWriter(
         sink,
         schema,
-        compression="zstd",
+        compression=dict.fromkeys(compressed, "zstd"),
         use_dictionary=list(dictionary),
         column_encoding=dict(column_encoding) if column_encoding else None,
         # Nobody filters by these, and they would cost more than small tensors themselves.

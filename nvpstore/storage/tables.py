@@ -20,6 +20,7 @@ from nvpstore.storage.parquet import (
     ranges_of,
     read_groups,
     read_index,
+    required,
 )
 from nvpstore.types import (
     ByteRange,
@@ -41,15 +42,20 @@ SEGMENTS_PER_FILE = 64
 
 _TENSORS = pa.schema(
     [
-        ("name", pa.string()),
-        ("shape", pa.list_(pa.int32())),
-        ("dtype", pa.string()),
-        ("scale", pa.binary()),
-        ("encoding", pa.string()),
-        ("payload", pa.binary()),
+        required("name", pa.string()),
+        required("shape", pa.list_(required("element", pa.int32()))),
+        required("dtype", pa.string()),
+        required("scale", pa.binary()),
+        required("encoding", pa.string()),
+        required("payload", pa.binary()),
     ]
 )
-_LATENTS = pa.schema([("frame", pa.int64()), ("pts", pa.int64()), ("latent", pa.binary())])
+_TENSORS_COMPRESSED = ("scale", "payload")
+_LATENTS = pa.schema(
+    [required("frame", pa.int64()), required("pts", pa.int64()), required("latent", pa.binary())]
+)
+
+_ROUTE_FIELDS = tuple(name for name in RouteRecord.__slots__ if name != "adapter")
 
 
 def segment_files(segments: int) -> tuple[range, ...]:
@@ -74,6 +80,7 @@ def encode_weights(key: str, stages: Sequence[StoredStage]) -> EncodedTable:
         schema=_TENSORS,
         kind="weights",
         index=[[stage.segment, stage.stage] for stage in stages],
+        compressed=_TENSORS_COMPRESSED,
     )
 
 
@@ -102,7 +109,9 @@ def _tensor_table(tensors: Sequence[StoredTensor]) -> pa.Table:
 
 
 def _tensor(row: dict[str, Any]) -> StoredTensor:
-    return StoredTensor(**(row | {"shape": tuple(row["shape"])}))
+    # By name, here and below: columns and fields that later releases add are passed over.
+    known = {name: row[name] for name in _TENSORS.names}
+    return StoredTensor(**(known | {"shape": tuple(row["shape"])}))
 
 
 # ---------------------------------------------------------------- latents
@@ -119,6 +128,7 @@ def encode_latents(key: str, latents: Sequence[StoredLatents]) -> EncodedTable:
             [item.segment, list(item.shape), item.encoding, base64.b64encode(item.scale).decode()]
             for item in latents
         ],
+        compressed=("pts", "latent"),
         column_encoding={"frame": "DELTA_BINARY_PACKED", "pts": "DELTA_BINARY_PACKED", "latent": "PLAIN"},
     )
 
@@ -183,6 +193,7 @@ def encode_routes(key: str, routes: TaskRoutes) -> EncodedTable:
             "attempt": routes.attempt,
             "routes": [_route_fields(route, adapters) for route in routes.routes],
         },
+        compressed=_TENSORS_COMPRESSED,
     )
 
 
@@ -225,12 +236,13 @@ def _distinct_adapters(routes: TaskRoutes) -> list[tuple[StoredTensor, ...]]:
 
 
 def _route_fields(route: RouteRecord, adapters: list[tuple[StoredTensor, ...]]) -> dict[str, Any]:
-    fields = {name: getattr(route, name) for name in RouteRecord.__slots__ if name != "adapter"}
+    fields = {name: getattr(route, name) for name in _ROUTE_FIELDS}
     group = adapters.index(route.adapter) if route.adapter else None
     return fields | {"stages": list(route.stages), "group": group}
 
 
 def _route(fields: dict[str, Any], adapters: Sequence[tuple[StoredTensor, ...]]) -> RouteRecord:
-    group = fields.pop("group")
+    group = fields["group"]
     adapter = () if group is None else adapters[group]
-    return RouteRecord(**(fields | {"stages": tuple(fields["stages"]), "adapter": adapter}))
+    known = {name: fields[name] for name in _ROUTE_FIELDS}
+    return RouteRecord(**(known | {"stages": tuple(fields["stages"]), "adapter": adapter}))

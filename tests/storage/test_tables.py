@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvpstore.errors import ArchiveError, IntegrityError
-from nvpstore.storage import tables
+from nvpstore.storage import parquet, tables
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
@@ -272,8 +272,23 @@ def test_an_unknown_format_version_is_an_archive_error() -> None:
     ]:
         newer = data.replace(b"nvp:format\x18\x011", b"nvp:format\x18\x017")
         assert newer != data
-        with pytest.raises(ArchiveError, match="version 7; this release of nvpstore reads version 1"):
+        with pytest.raises(ArchiveError, match="version 7; this release of nvpstore reads versions up to 1"):
             decode(newer)
+
+
+def test_columns_and_fields_of_later_releases_are_passed_over() -> None:
+    weights = tables.encode_weights(KEY, some_stages(500))
+    table = pq.read_table(pa.BufferReader(weights.data)).append_column("mood", pa.array(["new"] * 12))
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"nvp:format": "1", "nvp:kind": "weights", "nvp:index": "[]"})
+    data = sink.getvalue().to_pybytes()
+    (found,) = tables.decode_stages(data, 0, tables.footer_of(data), parquet.ranges_of(KEY, data))
+    assert list(found) == [tensor for stage in some_stages(500) for tensor in stage.tensors]
+    routes = tables.encode_routes("routes", some_routes())
+    old, new = b'"cut":"blocks.8"', b'"cut":"","a":1  '  # of one length, as Parquet wants it
+    assert tables.decode_routes(routes.data.replace(old, new)).routes[0].cut == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + b"\xff" * 20 + b"PAR1", b"not parquet at all"])
