@@ -129,7 +129,12 @@ def encode_latents(key: str, latents: Sequence[StoredLatents]) -> EncodedTable:
             for item in latents
         ],
         compressed=("pts", "latent"),
-        column_encoding={"frame": "DELTA_BINARY_PACKED", "pts": "DELTA_BINARY_PACKED", "latent": "PLAIN"},
+        column_encoding={
+            "frame": "DELTA_BINARY_PACKED",
+            "pts": "DELTA_BINARY_PACKED",
+            # A file's latents are equally long; plain encoding would spend four bytes a frame on saying so.
+            "latent": "DELTA_LENGTH_BYTE_ARRAY",
+        },
     )
 
 
