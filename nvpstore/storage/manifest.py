@@ -69,6 +69,7 @@ _SCALARS = (
 )  # fmt: skip
 _FLOATS = ("psnr", "psnr_p5", "resize_bound_psnr", "fit_seconds")
 _FRACTIONS = ("time_base", "average_fps")
+_AUDIO = ("key", "size_bytes", "sha256")
 
 
 def encode_manifest(video: VideoRecord) -> bytes:
@@ -110,7 +111,7 @@ def _video_fields(video: VideoRecord) -> dict[str, Any]:
         **{name: getattr(video, name) for name in _SCALARS},
         **{name: _plain(getattr(video, name)) for name in _FLOATS},
         **{name: str(getattr(video, name)) for name in _FRACTIONS},
-        "audio": [audio.key, audio.size_bytes, audio.sha256] if audio else None,
+        "audio": {name: getattr(audio, name) for name in _AUDIO} if audio else None,
     }
 
 
@@ -126,7 +127,7 @@ def _video(fields: dict[str, Any], table: pa.Table) -> VideoRecord:
         **scalars,
         segments=tuple(_segment(row, *pair) for row, pair in zip(rows, arrays, strict=True)),
         footers={item["key"]: item["footer"] for item in footers},
-        audio=StoredObject(key=audio[0], size_bytes=audio[1], sha256=audio[2]) if audio else None,
+        audio=StoredObject(**{name: audio[name] for name in _AUDIO}) if audio else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,10 @@ def encode_weights(key: str, stages: Sequence[StoredStage]) -> EncodedTable:
         (_tensor_table(stage.tensors) for stage in stages),
         schema=_TENSORS,
         kind="weights",
-        index=[[stage.segment, stage.stage] for stage in stages],
+        index=[
+            {"segment": segment, "stages": [stage.stage for stage in own]}
+            for segment, own in groupby(stages, key=lambda stage: stage.segment)
+        ],
         compressed=_TENSORS_COMPRESSED,
     )
 
@@ -125,7 +129,12 @@ def encode_latents(key: str, latents: Sequence[StoredLatents]) -> EncodedTable:
         schema=_LATENTS,
         kind="latents",
         index=[
-            [item.segment, list(item.shape), item.encoding, base64.b64encode(item.scale).decode()]
+            {
+                "segment": item.segment,
+                "shape": list(item.shape),
+                "encoding": item.encoding,
+                "scale": base64.b64encode(item.scale).decode(),
+            }
             for item in latents
         ],
         compressed=("pts", "latent"),
@@ -144,15 +153,15 @@ def decode_latents(data: bytes, offset: int, footer: bytes, row_group: ByteRange
     Raises IntegrityError naming key and offset, ArchiveError for an unknown format version.
     """
     index = read_index(footer, kind="latents", what=row_group.key)
-    segment, shape, encoding, scale = index[group_position(footer, row_group)]
+    shared = index[group_position(footer, row_group)]
     (table,) = read_groups(data, offset=offset, footer=footer, row_groups=(row_group,))
     return StoredLatents(
-        segment=segment,
+        segment=shared["segment"],
         frames=table["frame"].to_numpy(),
         pts=table["pts"].to_numpy(),
-        shape=tuple(shape),
-        encoding=encoding,
-        scale=base64.b64decode(scale),
+        shape=tuple(shared["shape"]),
+        encoding=shared["encoding"],
+        scale=base64.b64decode(shared["scale"]),
         payload=_byte_rows(table["latent"].combine_chunks(), row_group),
     )
 
