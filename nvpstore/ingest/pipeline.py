@@ -1,4 +1,7 @@
-"""The write path: probe → segment → fit → quantise → measure → routes → put → log entry."""
+"""The write path: probe → segment → fit → quantise → measure → routes → put → log entry.
+
+Everything is finished on this machine first, then put at once: a fit may take longer than any upload may.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,15 @@ import numpy as np
 
 from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
-from nvpstore.errors import ArchiveError, ObjectExists
 from nvpstore.ingest.routes import with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
 from nvpstore.storage import keys
-from nvpstore.storage.documents import encode_meta
-from nvpstore.storage.log import Log, LogDraft
-from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.commit import Base, PreparedVideo, commit_video
+from nvpstore.storage.contract import describe
+from nvpstore.storage.log import Log
 from nvpstore.storage.tables import (
     SEGMENTS_PER_FILE,
     encode_latents,
-    encode_manifest,
     encode_routes,
     encode_weights,
     route_ranges,
@@ -53,7 +54,11 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestRequest:
-    """What to store and how. `device` is "cpu" or "cuda"."""
+    """What to store and how. `device` is "cpu" or "cuda".
+
+    `source_uri` says where the original is to be found where that is not `path`. With `refit` a stored video
+    is replaced.
+    """
 
     path: Path
     name: str
@@ -62,6 +67,8 @@ class IngestRequest:
     recorded_at: datetime | None = None
     device: str = "cpu"
     keep_source: KeepSource = "reference"
+    source_uri: str | None = None
+    refit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,45 +93,54 @@ class Ingest:
         request: IngestRequest,
         tasks: Sequence[LoadedTask],
         *,
-        store: ObjectStore,
         log: Log,
         work_dir: Path,
         on_progress: OnProgress,
     ) -> None:
-        self.request, self.tasks = request, tasks
-        self.store, self.log = store, log
+        self.request, self.tasks, self.log = request, tasks, log
         self.preset = find_preset(request.preset)
         self.on_progress = on_progress
         self.work_dir = work_dir
 
-    def run(self) -> VideoRecord:
-        """Fit, put all objects, and commit them in one log entry."""
+    def run(self, base: Callable[[], Base]) -> VideoRecord:
+        """Fit, put all objects, and commit them in one log entry. `base` tells the state to commit on.
+
+        Raises CommitDropped where the video was stored by others, or erased, meanwhile.
+        """
         source = self._scan()
         work = self._work_folder(source)
+        prepared = self._prepare(source, work)
+        video = commit_video(self.log, prepared, base(), replaces=self.request.refit)
+        shutil.rmtree(work, ignore_errors=True)
+        return video
+
+    def _prepare(self, source: SourceScan, work: Path) -> PreparedVideo:
+        """Fit and measure every segment; finished files lie in `work`, under a provisional attempt."""
         attempt = keys.new_attempt()
-        objects: list[StoredObject] = []
+        files: dict[str, Path] = {}
         segments: list[SegmentRecord] = []
         finished: list[FinishedSegment] = []
         footers: dict[str, bytes] = {}
         routes: list[list[RouteRecord]] = [[] for _ in self.tasks]
         for group in _groups(source.segments):
             done = [self._finish(span, source, work) for span in group]
-            records = self._put_group(source.video_id, attempt, done, objects, footers)
+            records = _write_group(source.video_id, attempt, done, work, files, footers)
             for record, segment in zip(records, done, strict=True):
                 for collected, own in zip(routes, segment.routes, strict=True):
                     collected += [with_bytes(r, record, source_bytes=source.info.size_bytes) for r in own]
             segments += records
             finished += [segment.without_payload() for segment in done]
-        audio = self._put_audio(source, attempt, objects)
+        audio = self._write_audio(source, attempt, work, files)
         video = self._video_record(source, attempt, segments, finished, footers, audio)
-        self._put_routes(video, routes, objects)
-        self._put_rest(video, objects)
-        # The entry last: a crash before it leaves orphan objects, never a half visible video.
-        self.log.append(
-            LogDraft(kind="video", attempt=attempt, subject=video.video_id, objects=tuple(objects))
+        if self.request.keep_source == "copy":
+            files[keys.source_key(video.video_id, attempt)] = self.request.path
+        meta = VideoMeta(
+            video_id=video.video_id,
+            name=self.request.name,
+            tags=self.request.tags,
+            recorded_at=self.request.recorded_at,
         )
-        shutil.rmtree(work, ignore_errors=True)
-        return video
+        return PreparedVideo(video=video, routes=self._routes(video, routes), files=files, meta=meta)
 
     def _scan(self) -> SourceScan:
         def report(frames: int) -> None:
@@ -135,10 +151,10 @@ class Ingest:
         )
 
     def _work_folder(self, source: SourceScan) -> Path:
-        """Where checkpoints of exactly this fit live: same bytes, preset, tasks and device."""
+        """This fit's checkpoints: same bytes, preset, tasks and device. `rm` finds them by the video's id."""
         versions = [task.spec.version for task in self.tasks]
         what = json.dumps([source.sha256, repr(self.preset), versions, self.request.device])
-        return self.work_dir / hashlib.sha256(what.encode()).hexdigest()[:32]
+        return self.work_dir / source.video_id / hashlib.sha256(what.encode()).hexdigest()[:32]
 
     def _finish(self, span: SegmentSpan, source: SourceScan, work: Path) -> FinishedSegment:
         def read() -> Iterator[FrameBatch]:
@@ -164,50 +180,16 @@ class Ingest:
             progress=report,
         )
 
-    def _put_group(
-        self,
-        video_id: str,
-        attempt: str,
-        done: Sequence[FinishedSegment],
-        objects: list[StoredObject],
-        footers: dict[str, bytes],
-    ) -> list[SegmentRecord]:
-        """Write one weights and one latents file; returns the segments' records with their ranges."""
-        first = done[0].span.segment
-        weights_key = keys.weights_key(video_id, attempt, first)
-        latents_key = keys.latents_key(video_id, attempt, first)
-        weights = encode_weights(weights_key, [stage for s in done for stage in s.weights])
-        latents = encode_latents(latents_key, [s.latents for s in done])
-        for key, table in ((weights_key, weights), (latents_key, latents)):
-            objects.append(self.store.put(key, table.data))
-            footers[key] = table.footer
-        stage_ranges, latent_ranges = iter(weights.row_groups), iter(latents.row_groups)
-        return [
-            SegmentRecord(
-                segment=s.span.segment,
-                scene=s.span.scene,
-                start_frame=s.span.start_frame,
-                pts=s.pts,
-                psnr=float(psnr(np.array([s.squared_error.mean() / s.values_per_frame]))[0]),
-                frame_psnr=s.frame_psnr.astype(np.float32),
-                codec=s.arch.codec,
-                architecture=s.arch.to_json(),
-                stages=tuple((stage.stage, next(stage_ranges)) for stage in s.weights),
-                gflops=stage_gflops(s.arch),
-                latents=next(latent_ranges),
-            )
-            for s in done
-        ]
-
-    def _put_audio(
-        self, source: SourceScan, attempt: str, objects: list[StoredObject]
+    def _write_audio(
+        self, source: SourceScan, attempt: str, work: Path, files: dict[str, Path]
     ) -> StoredObject | None:
         """The source's sound, so that an export has it when the source is gone; None for silent files."""
         if not source.info.audio_streams:
             return None
         key = keys.audio_key(source.video_id, attempt)
-        objects.append(self.store.put(key, copied_audio(source.info.path)))
-        return objects[-1]
+        data = copied_audio(source.info.path)
+        files[key] = _written(work / "audio.mka", data)
+        return describe(key, data)
 
     def _video_record(
         self,
@@ -226,7 +208,7 @@ class Ingest:
             attempt=attempt,
             sha256=source.sha256,
             name=self.request.name,
-            source_uri=self._source_uri(source.video_id),
+            source_uri=self._source_uri(source.video_id, attempt),
             source_bytes=info.size_bytes,
             container=info.container,
             source_codec=info.codec,
@@ -250,64 +232,77 @@ class Ingest:
         target = self.preset.target_psnr
         return "ready" if target is None or overall_psnr >= target else "below_target"
 
-    def _source_uri(self, video_id: str) -> str | None:
+    def _source_uri(self, video_id: str, attempt: str) -> str | None:
         if self.request.keep_source == "none":
             return None
         if self.request.keep_source == "copy":
-            return keys.source_key(video_id)
-        return self.request.path.resolve().as_uri()
+            return keys.source_key(video_id, attempt)
+        return self.request.source_uri or self.request.path.resolve().as_uri()
 
-    def _put_routes(
-        self, video: VideoRecord, routes: Sequence[list[RouteRecord]], objects: list[StoredObject]
-    ) -> None:
-        for task, own in zip(self.tasks, routes, strict=True):
-            key = keys.routes_key(video.video_id, task.spec.version, video.attempt)
-            routes_of_task = TaskRoutes(
-                video_id=video.video_id,
-                task=task.spec.name,
-                version=task.spec.version,
-                attempt=video.attempt,
-                routes=tuple(own),
+    def _routes(self, video: VideoRecord, routes: Sequence[list[RouteRecord]]) -> tuple[TaskRoutes, ...]:
+        return tuple(
+            _with_adapter_bytes(
+                TaskRoutes(
+                    video_id=video.video_id,
+                    task=task.spec.name,
+                    version=task.spec.version,
+                    attempt=video.attempt,
+                    routes=tuple(own),
+                )
             )
-            objects.append(self.store.put(key, _with_adapter_bytes(key, routes_of_task)))
-
-    def _put_rest(self, video: VideoRecord, objects: list[StoredObject]) -> None:
-        """Manifest, meta and, where asked for, the source's copy."""
-        if self.request.keep_source == "copy":
-            objects.append(self._put_source(video))
-        meta = VideoMeta(
-            video_id=video.video_id,
-            name=self.request.name,
-            tags=self.request.tags,
-            recorded_at=self.request.recorded_at,
+            for task, own in zip(self.tasks, routes, strict=True)
         )
-        objects.append(put_meta(self.store, meta, video.attempt))
-        manifest = keys.manifest_key(video.video_id, video.attempt)
-        objects.append(self.store.put(manifest, encode_manifest(video)))
-
-    def _put_source(self, video: VideoRecord) -> StoredObject:
-        data = self.request.path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != video.sha256:
-            raise ArchiveError(f"{self.request.path} changed while it was read: ingest it again")
-        key = keys.source_key(video.video_id)
-        try:
-            return self.store.put(key, data)
-        except ObjectExists:  # the key is the content's digest: what is there is the same
-            return StoredObject(key=key, size_bytes=len(data), sha256=video.sha256)
 
 
-def _with_adapter_bytes(key: str, routes: TaskRoutes) -> bytes:
-    """The routes' object, in which each route's `bytes` count its own row group too."""
+def _write_group(
+    video_id: str,
+    attempt: str,
+    done: Sequence[FinishedSegment],
+    work: Path,
+    files: dict[str, Path],
+    footers: dict[str, bytes],
+) -> list[SegmentRecord]:
+    """Write one weights and one latents file; returns the segments' records with their ranges."""
+    first = done[0].span.segment
+    weights_key = keys.weights_key(video_id, attempt, first)
+    latents_key = keys.latents_key(video_id, attempt, first)
+    weights = encode_weights(weights_key, [stage for s in done for stage in s.weights])
+    latents = encode_latents(latents_key, [s.latents for s in done])
+    for key, table in ((weights_key, weights), (latents_key, latents)):
+        files[key] = _written(work / key.rpartition("/")[2], table.data)
+        footers[key] = table.footer
+    stage_ranges, latent_ranges = iter(weights.row_groups), iter(latents.row_groups)
+    return [
+        SegmentRecord(
+            segment=s.span.segment,
+            scene=s.span.scene,
+            start_frame=s.span.start_frame,
+            pts=s.pts,
+            psnr=float(psnr(np.array([s.squared_error.mean() / s.values_per_frame]))[0]),
+            frame_psnr=s.frame_psnr.astype(np.float32),
+            codec=s.arch.codec,
+            architecture=s.arch.to_json(),
+            stages=tuple((stage.stage, next(stage_ranges)) for stage in s.weights),
+            gflops=stage_gflops(s.arch),
+            latents=next(latent_ranges),
+        )
+        for s in done
+    ]
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _with_adapter_bytes(routes: TaskRoutes) -> TaskRoutes:
+    """The routes, in which each one's `bytes` count its own row group too."""
     # Sizes are known once it is encoded, and do not depend on the figures: so it is encoded twice.
-    ranges = route_ranges(key, encode_routes(key, routes).data)
+    ranges = route_ranges("routes", encode_routes("routes", routes).data)
     pairs = zip(routes.routes, ranges, strict=True)
     counted = (replace(r, bytes=r.bytes + (part.size_bytes if part else 0)) for r, part in pairs)
-    return encode_routes(key, replace(routes, routes=tuple(counted))).data
-
-
-def put_meta(store: ObjectStore, meta: VideoMeta, attempt: str) -> StoredObject:
-    """Write what people say about a video: the only place where names and tags are kept."""
-    return store.put(keys.meta_key(meta.video_id, attempt), encode_meta(meta))
+    return replace(routes, routes=tuple(counted))
 
 
 def _groups(spans: Sequence[SegmentSpan]) -> Iterator[Sequence[SegmentSpan]]:

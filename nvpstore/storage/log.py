@@ -102,7 +102,7 @@ class Log:
         another size.
         """
         self._check_age(draft)
-        self._check_objects(draft)
+        self._check_objects(draft, after)
         previous = self._at(self.head() if after is None else after)
         while True:
             entry = new_entry(draft, number=previous.number + 1, previous_digest=previous.checksum)
@@ -160,14 +160,21 @@ class Log:
             raise not_an_archive(self._store)
         return self.read(number)
 
-    def _check_objects(self, draft: LogDraft) -> None:
-        for obj in draft.objects:
-            found = self._store.size(obj.key)
-            if found != obj.size_bytes:
-                raise StoreError(
-                    f"{obj.key} in {self._store.root} has {found} bytes, "
-                    f"not the {obj.size_bytes} to be committed"
-                )
+    def _check_objects(self, draft: LogDraft, after: int | None) -> None:
+        try:
+            for obj in draft.objects:
+                found = self._store.size(obj.key)
+                if found != obj.size_bytes:
+                    raise StoreError(
+                        f"{obj.key} in {self._store.root} has {found} bytes, "
+                        f"not the {obj.size_bytes} to be committed"
+                    )
+        except ObjectMissing:
+            # An erasure or gc takes them first; then that is the reason, not what is missing.
+            newer = [] if after is None else self.entries(after=after)
+            if reason := conflict(draft, newer):
+                raise self._dropped(draft, reason) from None
+            raise
 
 
 def create_archive(store: ObjectStore, *, grace_seconds: int = GRACE_SECONDS) -> LogEntry:
