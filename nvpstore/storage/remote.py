@@ -1,169 +1,191 @@
-"""Objects behind any fsspec file system: s3://, memory:// and others."""
+"""Objects behind any fsspec file system: memory:// and others. S3 has a store of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import re
+import os
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import fsspec
 
-from nvpstore.errors import ObjectExists, ObjectMissing, StoreError
-from nvpstore.storage.contract import TEMPORARY_PREFIX, ObjectStore, check_length, describe
+from nvpstore.errors import ObjectMissing, StoreError
+from nvpstore.storage.contract import (
+    TEMPORARY_PREFIX,
+    ObjectStore,
+    check_key,
+    check_length,
+    describe,
+    taken,
+)
+from nvpstore.storage.redaction import redacted, secrets_of, without_credentials
+from nvpstore.storage.retries import DEADLINE_SECONDS, GivenUp, persistently
 from nvpstore.types import StoredObject
+
+T = TypeVar("T")
 
 # In memory, fsspec looks and then writes, which two threads of this process may do at once.
 _memory_puts = threading.Lock()
 
 _LONGEST_REASON = 300
-_SHORTEST_SECRET = 4
 
 
 class RemoteStore(ObjectStore):
-    """A prefix of an fsspec file system.
+    """What stores behind fsspec share: one file system a process, patience, and errors without secrets.
 
-    Puts rely on the file system's `mode="create"`, which is atomic on S3 (If-None-Match) and, under a
-    lock of ours, in memory. Where fsspec only looks before it writes, two writers can race.
+    `deadline_seconds` (> 0) bounds how long one request is tried again.
     """
 
-    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        options = dict(storage_options or {})
-        self._secrets = _secrets_of(uri, options)
-        self._root = _without_credentials(uri).rstrip("/")
-        try:
-            # Other processes write at the same time, so a listing is never kept.
-            self._fs, path = fsspec.core.url_to_fs(uri, **{"use_listings_cache": False, **options})
-        except (ImportError, ValueError, OSError) as error:
-            raise self._failed("open", "the root", error) from None
-        self._base = str(path).rstrip("/")
+    def __init__(
+        self,
+        uri: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        self._uri = uri
+        self._options = self._completed(dict(storage_options or {}))
+        self._secrets = secrets_of(uri, storage_options or {})
+        self._root = without_credentials(uri).rstrip("/")
+        self._deadline_seconds = deadline_seconds
+        self._opened: tuple[int, Any, str] = (0, None, "")
+        self._base = self._open()[1]
 
     @property
     def root(self) -> str:
         return self._root
 
-    def put(self, key: str, data: bytes) -> StoredObject:
-        try:
-            self._make_folder(key)
-            with _memory_puts if "memory" in _protocols(self._fs) else contextlib.nullcontext():
-                self._fs.pipe_file(self._path(key), data, mode="create")
-        except FileExistsError:
-            raise self._exists(key) from None
-        except Exception as error:
-            # Some S3 servers answer a second create with what s3fs turns into EINVAL.
-            if isinstance(error, OSError) and error.errno == errno.EINVAL and self.exists(key):
-                raise self._exists(key) from None
-            raise self._failed("write", key, error) from self._cause(error)
-        return describe(key, data)
+    @property
+    def _fs(self) -> Any:
+        return self._open()[0]
 
-    def get(self, key: str) -> bytes:
-        with self._reading(key):
-            return bytes(self._fs.cat_file(self._path(key)))
-
-    def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
-        with self._reading(key):
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the root's path in it."""
+        # Connections and the thread that serves them do not survive a fork.
+        if self._opened[0] != os.getpid():
             try:
-                data = bytes(self._fs.cat_file(self._path(key), start=offset, end=offset + size_bytes))
-            except OSError as error:
-                # S3 answers a range that starts behind the end with an error, not with nothing.
-                if error.errno != errno.EINVAL or self.size(key) > offset:
-                    raise
-                data = b""
-        return check_length(data, key=key, root=self.root, offset=offset, size_bytes=size_bytes)
+                fs, path = fsspec.core.url_to_fs(self._uri, **self._options)
+            except (ImportError, ValueError, OSError) as error:
+                raise self._failed("open", "the root", error) from None
+            self._prepare(fs)
+            self._opened = (os.getpid(), fs, str(path).rstrip("/"))
+        return self._opened[1:]
 
-    def size(self, key: str) -> int:
-        with self._reading(key):
-            info = self._fs.info(self._path(key))
-            if info["type"] != "file":
-                raise FileNotFoundError(key)
-            return int(info["size"])
+    def _completed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The caller's options for the file system, with ours where they say nothing."""
+        # Other processes write at the same time, so a listing is never kept.
+        return {"use_listings_cache": False, **options}
 
-    def exists(self, key: str) -> bool:
+    def _prepare(self, fs: Any) -> None:
+        """Set what no option of the file system sets."""
+
+    def _is_transient(self, error: BaseException) -> bool:
+        """Whether the same request may succeed when it is sent again."""
+        return isinstance(error, ConnectionError | TimeoutError)
+
+    def _is_missing(self, error: Exception) -> bool:
+        """Whether there is no such object."""
+        return isinstance(error, FileNotFoundError)
+
+    def _try(self, verb: str, key: str, action: Callable[[], T]) -> T:
+        """Do `action`, again where that may help; its errors become ours, for `verb` and `key`."""
         try:
-            self.size(key)
-        except ObjectMissing:
-            return False
-        return True
-
-    def list(self, prefix: str = "") -> list[str]:
-        folder = prefix.rpartition("/")[0]
-        try:
-            paths = self._fs.find(self._path(folder) if folder else self._base)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise self._failed("list", prefix, error) from self._cause(error)
-        keys = (str(path)[len(self._base) :].lstrip("/") for path in paths)
-        return sorted(k for k in keys if k.startswith(prefix) and f"/{TEMPORARY_PREFIX}" not in f"/{k}")
-
-    def delete(self, key: str) -> None:
-        try:
-            self._fs.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise self._failed("delete", key, error) from self._cause(error)
-
-    def _path(self, key: str) -> str:
-        if not key or any(part in ("", ".", "..") for part in key.split("/")):
-            raise StoreError(f"{key!r} is no key: parts must be non-empty and neither '.' nor '..'")
-        return f"{self._base}/{key}"
-
-    def _make_folder(self, key: str) -> None:
-        # S3 has no folders, and asking for one there might create a bucket.
-        if "s3" not in _protocols(self._fs):
-            self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
-
-    @contextlib.contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise ObjectMissing(f"{key} is missing in {self.root}") from None
+            return persistently(
+                action, is_transient=self._is_transient, deadline_seconds=self._deadline_seconds
+            )
         except StoreError:
             raise
         # File systems raise their client library's own types too, so that no list is complete.
         except Exception as error:
-            raise self._failed("read", key, error) from self._cause(error)
-
-    def _exists(self, key: str) -> ObjectExists:
-        return ObjectExists(f"{key} exists in {self.root}; objects are never overwritten")
+            if self._is_missing(error):
+                raise ObjectMissing(f"{key} is missing in {self.root}") from None
+            raise self._failed(verb, key, error) from self._cause(error)
 
     def _failed(self, verb: str, key: str, error: Exception) -> StoreError:
-        reason = " ".join(self._redacted(str(error)).split())[:_LONGEST_REASON]
-        return StoreError(f"cannot {verb} {key} in {self.root}: {reason or type(error).__name__}")
+        last: BaseException = error
+        tried = ""
+        if isinstance(error, GivenUp):
+            last = error.last
+            tried = f" (given up after {error.attempts} attempts in {error.seconds:.0f} s)"
+        reason = " ".join(redacted(str(last), self._secrets).split())[:_LONGEST_REASON].rstrip(". ")
+        return StoreError(f"cannot {verb} {key} in {self.root}: {reason or type(last).__name__}{tried}")
 
-    def _cause(self, error: Exception) -> Exception | None:
-        # A traceback prints the cause too, so a cause that names a secret is dropped.
-        return error if self._redacted(str(error)) == str(error) else None
-
-    def _redacted(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return re.sub(r"(\w+://\S+?)\?\S*", r"\1", re.sub(r"://[^/@\s]*@", "://", text))
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
-def _without_credentials(uri: str) -> str:
-    return re.sub(r"://[^/]*@", "://", uri).partition("?")[0]
+    def _cause(self, error: BaseException | None) -> BaseException | None:
+        """The error, to be chained, if no link of its chain would print a secret."""
+        link = error
+        while link is not None:
+            if redacted(str(link), self._secrets) != str(link):
+                return None
+            link = link.__cause__ or link.__context__
+        return error
 
 
-def _secrets_of(uri: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """All strings that no message may show: user information of the URI and every option's value."""
-    found = re.findall(r"://([^/]*)@", uri)
-    found += [part for text in found for part in text.split(":")]
-    found += [uri.partition("?")[2], *_strings(options)]
-    return tuple(sorted({text for text in found if len(text) >= _SHORTEST_SECRET}, key=len, reverse=True))
+class FsspecStore(RemoteStore):
+    """A prefix of an fsspec file system.
 
+    Puts rely on the file system's `mode="create"`, which is made atomic in memory by a lock of ours. Where
+    fsspec only looks before it writes, two writers can race.
+    """
 
-def _strings(value: object) -> list[str]:
-    if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _strings(item)]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _strings(item)]
-    return [value] if isinstance(value, str) else []
+    def put(self, key: str, data: bytes) -> StoredObject:
+        path = self._path(key)
+
+        def create() -> None:
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                with _memory_puts if "memory" in self._fs.protocol else contextlib.nullcontext():
+                    self._fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                if bytes(self._fs.cat_file(path)) != data:
+                    raise taken(key, root=self.root) from None
+
+        self._try("write", key, create)
+        return describe(key, data)
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        return self._try("read", key, lambda: bytes(self._fs.cat_file(path)))
+
+    def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
+        path, end = self._path(key), offset + size_bytes
+        data = self._try("read", key, lambda: bytes(self._fs.cat_file(path, start=offset, end=end)))
+        return check_length(data, key=key, root=self.root, offset=offset, size_bytes=size_bytes)
+
+    def size(self, key: str) -> int:
+        path = self._path(key)
+
+        def look() -> int:
+            info = self._fs.info(path)
+            if info["type"] != "file":
+                raise FileNotFoundError(key)
+            return int(info["size"])
+
+        return self._try("read", key, look)
+
+    def list(self, prefix: str = "") -> list[str]:
+        folder = prefix.rpartition("/")[0]
+        path = self._path(folder) if folder else self._base
+
+        def find() -> Iterable[Any]:
+            try:
+                found: Iterable[Any] = self._fs.find(path)
+            except FileNotFoundError:
+                return ()
+            return found
+
+        paths = self._try("list", prefix or "all objects", find)
+        keys = (str(path)[len(self._base) :].lstrip("/") for path in paths)
+        return sorted(k for k in keys if k.startswith(prefix) and f"/{TEMPORARY_PREFIX}" not in f"/{k}")
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+
+        self._try("delete", key, remove)
+
+    def _path(self, key: str) -> str:
+        return f"{self._base}/{check_key(key)}"
