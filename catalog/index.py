@@ -1,48 +1,42 @@
-"""The index of an archive on this machine: one immutable DuckDB file a log number.
+"""The index of an archive on this machine: immutable DuckDB files, a large base and a small delta on it.
 
-One process builds a file, under a lock, from the newest usable one and the entries since; then it is renamed
+One process builds a file, under a lock, from the newest usable ones and the entries since; then it is renamed
 into place and everyone opens it read-only. The store is the truth: any file here can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
-import re
 import shutil
 import threading
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Callable, Iterable, Iterator
+from math import isqrt
 from pathlib import Path
 
 import duckdb
 from filelock import FileLock
 
+from nvpstore.catalog import files, roots, tables
+from nvpstore.catalog.files import BUILDING, OpenIndex, list_indexes, remove_files
 from nvpstore.catalog.snapshot import Snapshot
-from nvpstore.catalog.sync import apply_entries
+from nvpstore.catalog.sync import Applied, apply_entries, read_ahead
+from nvpstore.catalog.workspace import IndexPosition, Workspace, read_tables
 from nvpstore.config import load_settings
-from nvpstore.errors import ObjectMissing, StoreError
-from nvpstore.storage.keys import check_attempt, new_attempt
-from nvpstore.storage.log import open_log
+from nvpstore.errors import ArchiveError, IntegrityError, ObjectMissing, StoreError
+from nvpstore.storage.checkpoints import (
+    Checkpoint,
+    fetch_checkpoint,
+    list_checkpoints,
+    put_checkpoint,
+    write_checkpoint,
+)
+from nvpstore.storage.keys import check_video_id, new_attempt
+from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
 
-_KEPT = 2  # files kept though nobody holds them: the newest, and the one that others may be opening
-_DIGEST = 12
-_NAME = re.compile(rf"index-(\d+)-([0-9a-f]{{{_DIGEST}}})\.duckdb")
-_BUILDING = ".building-"
-
-_SCHEMA = resources.files("nvpstore.catalog").joinpath("schema.sql").read_text()
-# A file of another release is not used: any change of the schema changes this number.
-_SCHEMA_VERSION = int(hashlib.sha256(_SCHEMA.encode()).hexdigest()[:7], 16)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class _IndexFile:
-    number: int
-    digest: str
-    path: Path
+# Folders beside the index files that hold, by video id, what this machine keeps of a video.
+_TRACES = ("fits", "ranges", "originals")
 
 
 class Catalog:
@@ -53,136 +47,246 @@ class Catalog:
     """
 
     def __init__(self, store: ObjectStore, cache_dir: str | Path | None = None) -> None:
-        """Raises ArchiveError if the store holds no archive."""
+        """Raises ArchiveError if the store holds no archive. Costs one request."""
         self._store = store
-        self._log = open_log(store)
-        self.archive_id = check_attempt(self._log.read(0).subject)
+        self.log = Log(store)
         # Absolute: a snapshot outlives a change of the working folder.
-        self.folder = Path(cache_dir or load_settings().cache_dir).expanduser().absolute() / self.archive_id
+        self._cache = Path(cache_dir or load_settings().cache_dir).expanduser().absolute()
         self._current: Snapshot | None = None
         self._one_thread = threading.Lock()
+        remembered = roots.remembered(self._cache, store.root)
+        if remembered is not None:
+            self.archive_id = remembered
+            self._current = self._newest()
+        if self._current is None:
+            self.archive_id = self.log.archive_id
+            roots.remember(self._cache, store.root, self.archive_id)
+
+    @property
+    def folder(self) -> Path:
+        """What this machine keeps of the archive."""
+        return self._cache / self.archive_id
 
     def snapshot(self) -> Snapshot:
         """The archive as of the newest log entry. Raises IntegrityError for damaged stored objects."""
         with self._one_thread:
             if self._current is None:
                 self._current = self._newest()
-            if self._current is None or self._is_behind(self._current):
+            if self._current is None or self._current.damaged or self._is_behind(self._current):
                 self._current = self._built(from_scratch=False)
             return self._current
 
     def rebuild(self) -> Snapshot:
-        """The same from nothing but the store. Raises IntegrityError also for a gap in the log."""
+        """The same from nothing but log and objects. Raises IntegrityError also for a gap in the log."""
         with self._one_thread:
-            self._log.check_complete()
+            self.log.check_complete()
             self._current = self._built(from_scratch=True)
             return self._current
 
+    def checkpoint(self, *, force: bool = False) -> int | None:
+        """Store a checkpoint of the newest entry, if enough came since the last one or by `force`.
+
+        Returns its number, None if none was stored. It is for writers to call; readers need no checkpoint.
+        """
+        snapshot = self.snapshot()
+        newest = next((found.number for found in list_checkpoints(self._store)), -1)
+        if not force and snapshot.number - newest <= step(snapshot.number):
+            return None
+        with FileLock(self.folder / "checkpoint.lock"), self._folder(".checkpoint") as folder:
+            path = folder / "checkpoint.parquet"
+            with snapshot.noticing_damage(), snapshot.connect() as connection:
+                write_checkpoint(path, read_tables(connection))
+            stored = put_checkpoint(self._store, snapshot.number, path)
+        # An erasure that came meanwhile may have listed what to delete before this was there.
+        if any(entry.kind == "erase" for entry in self.log.entries(after=snapshot.number)):
+            self._store.delete(stored.key)
+            return None
+        return snapshot.number
+
+    def check(self) -> None:
+        """Read all of the newest index. Raises StoreError naming the file if it is damaged."""
+        self.snapshot().check()
+
+    def forget(self, video_id: str, *, number: int) -> None:
+        """Drop what this machine keeps of a video that entry `number` erased.
+
+        Raises StoreError if the log does not reach that far.
+        """
+        snapshot = self.snapshot()
+        if snapshot.number < number:
+            raise StoreError(
+                f"entry {number} of {self._store.root} is not there: the newest is {snapshot.number}"
+            )
+        with FileLock(self.folder / "build.lock"):
+            remove_files(self.folder, keep=snapshot.index.file.paths, in_use_too=True)
+            self._remove_traces([video_id])
+
+    # ------------------------------------------------------------ building
+
     def _is_behind(self, snapshot: Snapshot) -> bool:
-        return next(self._log.entries(after=snapshot.number), None) is not None
+        try:
+            self.log.read(snapshot.number + 1)
+        except ObjectMissing:
+            return False
+        return True
 
     def _built(self, *, from_scratch: bool) -> Snapshot:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "build.lock"):
-                base = None if from_scratch else self._newest()
+                self._clean_up()
+                start = None if from_scratch else self._newest() or self._from_checkpoint()
                 # Another process may have built it while this one waited for the lock.
-                if base is not None and not self._is_behind(base):
-                    return base
-                snapshot = self._build(base)
-                self._remove_unused(snapshot)
-                return snapshot
+                if start is not None and not self._is_behind(start):
+                    return start
+                return self._build(start)
         except OSError as error:
             raise StoreError(f"cannot build the index in {self.folder}: {error.strerror or error}") from error
         except duckdb.Error as error:
             reason = str(error).partition("\n")[0]
             raise StoreError(f"cannot build the index in {self.folder}: {reason}") from error
 
-    def _build(self, base: Snapshot | None) -> Snapshot:
-        for left_over in self.folder.glob(f"{_BUILDING}*"):  # of builders that were killed
-            left_over.unlink()
-        temporary = self.folder / f"{_BUILDING}{new_attempt()}.duckdb"
+    def _clean_up(self) -> None:
+        """Remove what builders left that were killed, and files that turned out to be damaged."""
+        for left_over in self.folder.glob(f"{BUILDING}*"):
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        if self._current is not None and self._current.damaged:
+            self._drop(self._current)
+
+    def _drop(self, damaged: Snapshot) -> None:
+        for path in damaged.index.file.paths:
+            path.unlink(missing_ok=True)
+        if damaged is self._current:
+            self._current = None
+
+    def _build(self, start: Snapshot | None) -> Snapshot:
         try:
-            number, digest = self._write(temporary, base)
-            path = self.folder / f"index-{number}-{digest[:_DIGEST]}.duckdb"
-            os.replace(temporary, path)
+            return self._advanced(start)
+        except duckdb.Error:
+            if start is None:
+                raise
+            # Most likely a damaged base, of which blocks are read that no query needed before.
+            self._drop(start)
+            return self._advanced(self._from_checkpoint())
+
+    def _advanced(self, start: Snapshot | None) -> Snapshot:
+        """The index of all entries, from `start` and those since."""
+        after, digest = (start.number, start.digest) if start else (-1, "")
+        with contextlib.closing(Workspace(self.folder, start.index if start else None)) as workspace:
+            entries = read_ahead(self.log, after=after, checksum=digest)
+            done = apply_entries(workspace, self._store, entries)
+            position = self._position(start, done)
+            if start is None or done.erased or _outgrown(start, position.number, workspace.touched):
+                file = files.base_file(self.folder, position.number, position.digest)
+                self._write(file, lambda path: workspace.write_base(path, position))
+            else:
+                base = start.index.file.base or start.index.file
+                file = files.delta_file(position.number, position.digest, base)
+                self._write(file, lambda path: workspace.write_delta(path, position))
+        snapshot = _opened(file)
+        # After an erasure no file may stay that holds what people called the video.
+        keep = [*file.paths, *(start.index.file.paths if start and not done.erased else ())]
+        remove_files(self.folder, keep=keep, in_use_too=bool(done.erased))
+        self._remove_traces(snapshot.erased(after=after))
+        return snapshot
+
+    def _from_checkpoint(self) -> Snapshot | None:
+        """A base from the newest checkpoint that is whole and of this log; None without one."""
+        for checkpoint in list_checkpoints(self._store):
+            # Derived from the log: whatever is wrong with one, an older one or the log itself will do.
+            with contextlib.suppress(StoreError, ArchiveError, duckdb.Error):
+                return self._imported(checkpoint)
+        return None
+
+    def _imported(self, checkpoint: Checkpoint) -> Snapshot:
+        entry = self.log.read(checkpoint.number)
+        file = files.base_file(self.folder, entry.number, entry.checksum)
+        with (
+            self._folder(f"{BUILDING}{new_attempt()}") as download,
+            contextlib.closing(Workspace(self.folder, None)) as workspace,
+        ):
+            parquet = download / "checkpoint.parquet"
+            fetch_checkpoint(self._store, checkpoint, parquet)
+            found = workspace.checkpoint_position(parquet)
+            if (found.archive_id, found.digest) != (self.archive_id, entry.checksum):
+                raise IntegrityError(f"{checkpoint.key} is of another log")
+            self._write(file, lambda path: workspace.write_checkpointed(path, parquet))
+        snapshot = _opened(file)
+        self._remove_traces(snapshot.erased())
+        return snapshot
+
+    def _position(self, start: Snapshot | None, done: Applied) -> IndexPosition:
+        grace = start.grace_seconds if start else done.grace_seconds
+        number, digest = (start.number, start.digest) if start else (-1, "")
+        if done.last is not None:
+            number, digest = done.last.number, done.last.checksum
+        return IndexPosition(
+            archive_id=self.archive_id, number=number, digest=digest, grace_seconds=grace or 0
+        )
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """An empty folder for the time being."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, file: files.IndexFile, write: Callable[[Path], None]) -> None:
+        temporary = self.folder / f"{BUILDING}{new_attempt()}.duckdb"
+        try:
+            write(temporary)
+            os.replace(temporary, file.path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        snapshot = _opened(path)
-        if snapshot is None:
-            raise StoreError(f"{path} was removed while it was opened; try again")
-        return snapshot
 
-    def _write(self, path: Path, base: Snapshot | None) -> tuple[int, str]:
-        """Write the index to `path`. Returns the number and checksum of the last entry in it."""
-        if base is not None:
-            shutil.copyfile(base.path, path)
-        with duckdb.connect(str(path)) as connection:
-            if base is None:
-                connection.execute(_SCHEMA)
-            after = base.number if base else -1
-            last = apply_entries(connection, self._store, self._log.entries(after=after))
-            number, digest = (last.number, last.checksum) if last else (after, base.digest if base else "")
-            connection.execute("DELETE FROM store.snapshot")
-            connection.execute(
-                "INSERT INTO store.snapshot VALUES (?, ?, ?, ?)",
-                [self.archive_id, number, digest, _SCHEMA_VERSION],
-            )
-        _sync(path)
-        return number, digest
+    # ------------------------------------------------------------ files
 
     def _newest(self) -> Snapshot | None:
-        """The newest file that belongs to this log and can be read, if any."""
-        for file in self._files():
+        """The newest index that belongs to this log and can be read, if any."""
+        for file in list_indexes(self.folder):
             if not self._is_of_this_log(file):
                 continue
             with contextlib.suppress(duckdb.Error, OSError):  # half written, damaged, or removed just now
-                snapshot = _opened(file.path)
-                if snapshot and (snapshot.archive_id, snapshot.schema_version, snapshot.number) == (
-                    self.archive_id, _SCHEMA_VERSION, file.number,
+                snapshot = _opened(file)
+                if (snapshot.archive_id, snapshot.schema_version, snapshot.number) == (
+                    self.archive_id, tables.SCHEMA_VERSION, file.number,
                 ):  # fmt: skip
                     return snapshot
         return None
 
-    def _files(self) -> list[_IndexFile]:
-        """All index files of the archive id, newest first."""
-        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("index-*.duckdb")]
-        files = [_IndexFile(number=int(m[1]), digest=m[2], path=path) for m, path in matches if m]
-        return sorted(files, reverse=True)
-
-    def _is_of_this_log(self, file: _IndexFile) -> bool:
+    def _is_of_this_log(self, file: files.IndexFile) -> bool:
         # A copied, restored or re-created root can have the same id and another history.
         try:
-            return self._log.read(file.number).checksum.startswith(file.digest)
+            return self.log.read(file.number).checksum.startswith(file.digest)
         except ObjectMissing:
             return False
 
-    def _remove_unused(self, current: Snapshot) -> None:
-        others = [file.path for file in self._files() if file.path != current.path]
-        for path in others[_KEPT - 1 :]:
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                # Fails while any snapshot holds its shared lock.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+    def _remove_traces(self, video_ids: Iterable[str]) -> None:
+        for video_id in video_ids:
+            for kind in _TRACES:
+                shutil.rmtree(self.folder / kind / check_video_id(video_id), ignore_errors=True)
 
 
-def _opened(path: Path) -> Snapshot | None:
-    """Open an index file and keep it from being removed; None if that happened first."""
-    in_use = os.open(path, os.O_RDONLY)
+def step(number: int) -> int:
+    """After how many entries a new base or checkpoint is due: what it costs grows with the archive."""
+    return max(64, 2 * isqrt(number))
+
+
+def _outgrown(start: Snapshot, number: int, touched: int) -> bool:
+    base = start.index.file.base or start.index.file
+    # One collection of garbage may touch thousands of videos, which each delta then would carry along.
+    return number - base.number > step(number) or touched > 8 * step(number)
+
+
+def _opened(file: files.IndexFile) -> Snapshot:
+    index = OpenIndex(file)
     try:
-        fcntl.flock(in_use, fcntl.LOCK_SH)
-        if os.fstat(in_use).st_ino == path.stat().st_ino:
-            return Snapshot(path, in_use=in_use)
-    except FileNotFoundError:
-        pass
+        return Snapshot(index)
     except BaseException:
-        os.close(in_use)
+        index.close()
         raise
-    os.close(in_use)
-    return None
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

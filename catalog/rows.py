@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nvpstore.storage.tables import decode_routes, footer_of, route_ranges
+from nvpstore.catalog.fold import HeldObject
+from nvpstore.storage.parquet import footer_of, read_index
+from nvpstore.storage.tables import route_ranges
 from nvpstore.types import (
     ByteRange,
+    RouteRecord,
     SegmentRecord,
     StoredObject,
     TaskRecord,
@@ -22,9 +26,28 @@ from nvpstore.types import (
 
 Row = dict[str, Any]
 
+_ROUTE_FIELDS = tuple(name for name in RouteRecord.__slots__ if name != "adapter")
 
-def object_row(obj: StoredObject, log_number: int) -> Row:
-    return {"key": obj.key, "size_bytes": obj.size_bytes, "sha256": obj.sha256, "log_number": log_number}
+
+def object_row(owner: str, held: HeldObject) -> Row:
+    return {
+        "owner": owner,
+        "key": held.stored.key,
+        "size_bytes": held.stored.size_bytes,
+        "sha256": held.stored.sha256,
+        "log_number": held.log_number,
+        "replaced_at": held.replaced_at,
+    }
+
+
+def held_object(row: Row) -> HeldObject:
+    return HeldObject(
+        stored=stored_object(row), log_number=row["log_number"], replaced_at=_utc(row["replaced_at"])
+    )
+
+
+def stored_object(row: Row) -> StoredObject:
+    return StoredObject(key=row["key"], size_bytes=row["size_bytes"], sha256=row["sha256"])
 
 
 def task_row(task: TaskRecord, log_number: int) -> Row:
@@ -113,35 +136,25 @@ def stage_rows(video: VideoRecord) -> Iterator[Row]:
             }
 
 
-def footer_rows(footers: Mapping[str, bytes]) -> Iterator[Row]:
-    return ({"key": key, "footer": footer} for key, footer in footers.items())
+def footer_rows(video_id: str, footers: Mapping[str, bytes]) -> Iterator[Row]:
+    return ({"video_id": video_id, "key": key, "footer": footer} for key, footer in footers.items())
 
 
-def route_rows(key: str, data: bytes) -> tuple[list[Row], bytes]:
-    """The rows of a whole routes object, and its footer."""
-    routes = decode_routes(data)
-    same = (
-        "segment", "route", "cut", "scope", "cka", "ridge_r2", "fidelity", "fidelity_confident",
-        "confident_frames", "gflops", "bytes",
-    )  # fmt: skip
-    shared = {
-        "video_id": routes.video_id,
-        "task": routes.task,
-        "version": routes.version,
-        "attempt": routes.attempt,
-    }
-    pairs = zip(routes.routes, route_ranges(key, data), strict=True)
-    found = [
+def route_rows(key: str, data: bytes) -> list[Row]:
+    """The rows of a whole routes object. Its adapters are not decoded."""
+    footer = footer_of(data)
+    index = read_index(footer, kind="routes", what=key)
+    shared = {name: index[name] for name in ("video_id", "task", "version", "attempt")}
+    pairs = zip(index["routes"], route_ranges(key, data), strict=True)
+    return [
         {
             **shared,
             "position": position,
-            **{name: getattr(route, name) for name in same},
-            "stages": list(route.stages),
+            **{name: fields[name] for name in _ROUTE_FIELDS},
             **(range_columns(part) if part else {}),
         }
-        for position, (route, part) in enumerate(pairs)
+        for position, (fields, part) in enumerate(pairs)
     ]
-    return found, footer_of(data)
 
 
 def segment_record(row: Row, stages: Sequence[Row]) -> SegmentRecord:
@@ -175,6 +188,10 @@ def range_columns(part: ByteRange) -> Row:
 
 def byte_range(row: Row) -> ByteRange:
     return ByteRange(key=row["key"], offset=row["offset"], size_bytes=row["size_bytes"], sha256=row["sha256"])
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment and moment.astimezone(UTC)
 
 
 def _compact(pts: NDArray[np.int64]) -> tuple[int, int | None, list[int] | None]:

@@ -1,15 +1,26 @@
--- The index of one archive at one log number. The store is the truth; this file can be rebuilt from it.
--- Base tables live in schema `store`; the four public views are what SQL users see.
+-- The tables of an index file: of a base all rows, of a delta all rows of the owners named in `store.touched`.
+-- An owner is a video, or '' for what belongs to the archive as a whole. There are no keys: rows are written
+-- once, sorted by owner, and found by the minima and maxima of their row groups.
 CREATE SCHEMA store;
 
 CREATE TABLE store.snapshot (
-    archive_id VARCHAR, log_number BIGINT, log_digest VARCHAR, schema_version INTEGER
+    archive_id VARCHAR, log_number BIGINT, log_digest VARCHAR, grace_seconds BIGINT, schema_version INTEGER
 );
 
-CREATE TABLE store.objects (key VARCHAR PRIMARY KEY, size_bytes BIGINT, sha256 VARCHAR, log_number BIGINT);
+-- Owners whose rows here stand for those of the base; empty in a base.
+CREATE TABLE store.touched (owner VARCHAR);
+
+-- Erased videos and the entries that erased them, also where a video was stored again later.
+CREATE TABLE store.erased (video_id VARCHAR, log_number BIGINT);
+
+-- Every object that is stored on purpose. `log_number` is the newest entry that names it. `replaced_at` is when
+-- another took its place: it waits to be collected. NULL: it is in force.
+CREATE TABLE store.objects (
+    owner VARCHAR, key VARCHAR, size_bytes BIGINT, sha256 VARCHAR, log_number BIGINT, replaced_at TIMESTAMPTZ
+);
 
 CREATE TABLE store.videos (
-    video_id VARCHAR PRIMARY KEY, attempt VARCHAR, sha256 VARCHAR, name VARCHAR, state VARCHAR,
+    video_id VARCHAR, attempt VARCHAR, sha256 VARCHAR, name VARCHAR, state VARCHAR,
     source_uri VARCHAR, source_bytes BIGINT, container VARCHAR, source_codec VARCHAR,
     width INTEGER, height INTEGER, rotation_degrees INTEGER,
     time_base_num BIGINT, time_base_den BIGINT, fps_num BIGINT, fps_den BIGINT,
@@ -21,7 +32,7 @@ CREATE TABLE store.videos (
 
 -- What people said last about a video, whether its manifest was read before or after; `videos` repeats it.
 CREATE TABLE store.meta (
-    video_id VARCHAR PRIMARY KEY, name VARCHAR, tags MAP(VARCHAR, VARCHAR), recorded_at TIMESTAMPTZ, hold BOOLEAN
+    video_id VARCHAR, name VARCHAR, tags MAP(VARCHAR, VARCHAR), recorded_at TIMESTAMPTZ, hold BOOLEAN
 );
 
 -- `pts` is NULL where the step is constant: then pts of frame start_frame + k is pts_first + k * pts_step.
@@ -32,24 +43,21 @@ CREATE TABLE store.segments (
     start_ts DOUBLE, end_ts DOUBLE,
     pts_origin BIGINT, pts_first BIGINT, pts_step BIGINT, pts BIGINT[],
     psnr DOUBLE, frame_psnr FLOAT[], stored_bytes BIGINT, codec VARCHAR, architecture VARCHAR,
-    latents_key VARCHAR, latents_offset BIGINT, latents_bytes BIGINT, latents_sha256 VARCHAR,
-    PRIMARY KEY (video_id, segment)
+    latents_key VARCHAR, latents_offset BIGINT, latents_bytes BIGINT, latents_sha256 VARCHAR
 );
 
 -- One row a stage, in decode order: a stage prefix is one contiguous byte range of `key`.
 -- `gflops` is the cost of decoding one frame up to and including the stage (2 x MAC).
 CREATE TABLE store.stages (
     video_id VARCHAR, segment INTEGER, position INTEGER, stage VARCHAR,
-    key VARCHAR, "offset" BIGINT, size_bytes BIGINT, sha256 VARCHAR, gflops DOUBLE,
-    PRIMARY KEY (video_id, segment, position)
+    key VARCHAR, "offset" BIGINT, size_bytes BIGINT, sha256 VARCHAR, gflops DOUBLE
 );
 
-CREATE TABLE store.footers (key VARCHAR PRIMARY KEY, footer BLOB);
+CREATE TABLE store.footers (video_id VARCHAR, key VARCHAR, footer BLOB);
 
 CREATE TABLE store.tasks (
     name VARCHAR, version VARCHAR, kind VARCHAR, cuts INTEGER, labels VARCHAR[], spec VARCHAR,
-    log_number BIGINT,
-    PRIMARY KEY (name, version)
+    log_number BIGINT
 );
 
 -- `key` .. `sha256` give the row group that holds the adapter; NULL for pixel and source routes.
@@ -61,29 +69,3 @@ CREATE TABLE store.routes (
     gflops DOUBLE, bytes BIGINT,
     key VARCHAR, "offset" BIGINT, size_bytes BIGINT, sha256 VARCHAR
 );
-
-CREATE VIEW videos AS
-SELECT v.video_id, v.name, v.duration, v.fps_num / v.fps_den AS fps, v.width, v.height, v.frames,
-       v.psnr, v.psnr_p5,
-       8.0 * (o.stored_bytes - o.other_stream_bytes) / nullif(v.width::DOUBLE * v.height * v.frames, 0) AS bpp,
-       o.stored_bytes, 0::BIGINT AS shared_bytes, v.state, v.tags, v.recorded_at,
-       v.source_bytes, v.preset, v.fit_seconds, v.resize_bound_psnr
-FROM store.videos v
-JOIN (
-    SELECT split_part(key, '/', 2) AS video_id, sum(size_bytes)::BIGINT AS stored_bytes,
-           coalesce(sum(size_bytes) FILTER (key LIKE '%/audio.mka'), 0)::BIGINT AS other_stream_bytes
-    FROM store.objects WHERE key LIKE 'videos/%' GROUP BY ALL
-) o USING (video_id);
-
-CREATE VIEW segments AS
-SELECT video_id, segment, scene, start_frame, frames, start_ts, end_ts, psnr, stored_bytes, codec
-FROM store.segments;
-
-CREATE VIEW tasks AS
-SELECT name, version, kind, cuts, labels FROM store.tasks
-QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1;
-
-CREATE VIEW routes AS
-SELECT video_id, segment, task, version, route, stages, cut, scope, cka, fidelity, gflops, bytes,
-       fidelity_confident, confident_frames, ridge_r2
-FROM store.routes;

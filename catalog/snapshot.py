@@ -1,10 +1,10 @@
-"""One archive at one log number, read from an index file that no one changes."""
+"""One archive at one log number, read from index files that no one changes."""
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -13,7 +13,10 @@ from typing import Any
 
 import duckdb
 
-from nvpstore.catalog.rows import Row, byte_range, segment_record
+from nvpstore.catalog.files import OpenIndex
+from nvpstore.catalog.fold import HeldObject, owner_of
+from nvpstore.catalog.rows import Row, byte_range, held_object, segment_record, stored_object
+from nvpstore.catalog.tables import TABLES
 from nvpstore.errors import StoreError, TaskError, UsageError
 from nvpstore.types import (
     ByteRange,
@@ -25,7 +28,13 @@ from nvpstore.types import (
     VideoState,
 )
 
-VIEWS = ("videos", "segments", "tasks", "routes")
+# What DuckDB raises for a damaged file, beside errors that say "corrupt".
+_UNREADABLE = (
+    duckdb.IOException,
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.SerializationException,
+)
 _LISTED = 8  # how many names an error message lists
 
 
@@ -70,28 +79,64 @@ class IndexedRoute:
 
 
 class Snapshot:
-    """Made by `Catalog`. Can be shared by threads; keeps its file from being removed until it is closed."""
+    """Made by `Catalog`. Can be shared by threads; keeps its files from being removed until it is closed.
 
-    def __init__(self, path: Path, *, in_use: int) -> None:
-        """`in_use` is a file descriptor that holds a shared lock on `path`; it is closed with the snapshot.
+    Every method raises StoreError naming the file where the index turns out to be damaged; the next snapshot
+    of the catalog is then from a fresh one.
+    """
 
-        Raises duckdb.Error if `path` is no index; then `in_use` stays open.
-        """
-        self.path = path
-        self._connection = _attached(path)
-        (row,) = self._rows("FROM idx.store.snapshot")
-        self._close = weakref.finalize(self, _release, self._connection, in_use)
+    def __init__(self, index: OpenIndex) -> None:
+        """Raises duckdb.Error if the files are no index; then `index` stays open."""
+        self._index = index
+        self.damaged = False
+        self._connection = index.connect()
+        try:
+            (row,) = self._connection.sql("FROM idx.store.snapshot").to_arrow_table().to_pylist()
+        except BaseException:
+            self._connection.close()
+            raise
+        self._close = weakref.finalize(self, _release, self._connection, index)
         self.number: int = row["log_number"]
         self.archive_id: str = row["archive_id"]
         self.digest: str = row["log_digest"]
+        self.grace_seconds: int = row["grace_seconds"]
         self.schema_version: int = row["schema_version"]
+
+    @property
+    def path(self) -> Path:
+        """The newest file of the index."""
+        return self._index.file.path
+
+    @property
+    def index(self) -> OpenIndex:
+        return self._index
 
     def close(self) -> None:
         self._close()
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """A fresh in-memory connection: the index attached read-only as `idx`, its views by plain name."""
-        return _attached(self.path)
+        """A fresh in-memory connection: the index, read-only, as `idx.store.*`, the views by plain name."""
+        with self.noticing_damage():
+            return self._index.connect()
+
+    @contextmanager
+    def noticing_damage(self) -> Iterator[None]:
+        """Around queries on connections of this snapshot: damage becomes a StoreError naming the file."""
+        try:
+            yield
+        except Exception as error:
+            reason = _damage(error)
+            if reason is None:
+                raise
+            self.damaged = True
+            files = " or ".join(str(path) for path in self._index.file.paths)
+            raise StoreError(f"the index {files} is damaged: {reason}") from error
+
+    def check(self) -> None:
+        """Read every byte that a query could. Raises StoreError if the index is damaged."""
+        with self.noticing_damage(), self._index.connect() as connection:
+            for table in TABLES:
+                connection.execute(f"SELECT sum(hash(t)::HUGEINT) FROM idx.store.{table} t").fetchall()
 
     def find_video(self, ref: str) -> str:
         """The id behind a full id, a unique prefix of one, or a unique name. Raises UsageError."""
@@ -116,7 +161,8 @@ class Snapshot:
         found = self._rows(
             "SELECT v.*, o.size_bytes AS audio_bytes, o.sha256 AS audio_sha256, "
             "(SELECT min(pts_origin) FROM idx.store.segments WHERE video_id = $id) AS pts_origin "
-            "FROM idx.store.videos v LEFT JOIN idx.store.objects o ON o.key = v.audio_key "
+            "FROM idx.store.videos v "
+            "LEFT JOIN idx.store.objects o ON o.owner = v.video_id AND o.key = v.audio_key "
             "WHERE v.video_id = $id",
             {"id": video_id},
         )
@@ -165,7 +211,10 @@ class Snapshot:
 
     def footer(self, key: str) -> bytes:
         """The footer of a weights, latents or routes file. Raises StoreError if the index has none."""
-        found = self._rows("SELECT footer FROM idx.store.footers WHERE key = $key", {"key": key})
+        found = self._rows(
+            "SELECT footer FROM idx.store.footers WHERE video_id = $id AND key = $key",
+            {"id": owner_of(key), "key": key},
+        )
         if not found:
             raise StoreError(f"{key} has no footer in the index of archive {self.archive_id}")
         return bytes(found[0]["footer"])
@@ -195,29 +244,60 @@ class Snapshot:
         newest = "QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1"
         return tuple(_task(row) for row in self._rows(f"FROM idx.store.tasks {newest} ORDER BY name"))
 
+    # ------------------------------------------------------------ objects
+
+    def objects(self, video_id: str | None = None, *, in_force: bool = True) -> list[StoredObject]:
+        """All objects by key, or those of one video ("": of none). Not `in_force`: replaced ones too."""
+        found = self._rows(
+            "FROM idx.store.objects WHERE ($id IS NULL OR owner = $id) "
+            "AND (NOT $in_force OR replaced_at IS NULL) ORDER BY key",
+            {"id": video_id, "in_force": in_force},
+        )
+        return [stored_object(row) for row in found]
+
+    def superseded(self, *, before: datetime) -> list[HeldObject]:
+        """Objects that others replaced before that time, by key; no collection has removed them yet."""
+        found = self._rows(
+            "FROM idx.store.objects WHERE replaced_at < $before ORDER BY key", {"before": before}
+        )
+        return [held_object(row) for row in found]
+
+    def held(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that the log names, in force or waiting to be collected; the others are orphans."""
+        values = {"keys": list(keys)}
+        among = "SELECT unnest($keys::VARCHAR[])"
+        return {
+            row["key"]
+            for row in self._rows(f"SELECT key FROM idx.store.objects WHERE key IN ({among})", values)
+        }
+
+    def erased(self, *, after: int = -1) -> dict[str, int]:
+        """Erased videos, also those stored again since, with the entry that erased them, if above `after`."""
+        found = self._rows(
+            "FROM idx.store.erased WHERE log_number > $after ORDER BY log_number", {"after": after}
+        )
+        return {row["video_id"]: row["log_number"] for row in found}
+
     def _rows(self, sql: str, values: dict[str, Any] | None = None) -> list[Row]:
-        # A cursor shares the attached file, and unlike a connection is not shared by threads.
+        # A cursor shares the attached files, and unlike a connection is not shared by threads.
         # Through Arrow: DuckDB's own rows need pytz for a TIMESTAMPTZ.
-        with self._connection.cursor() as cursor:
+        with self.noticing_damage(), self._connection.cursor() as cursor:
             return list(cursor.sql(sql, params=values or {}).to_arrow_table().to_pylist())
 
 
-def _attached(path: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(":memory:")
-    try:
-        quoted = str(path).replace("'", "''")
-        connection.execute(f"ATTACH '{quoted}' AS idx (READ_ONLY)")
-        for view in VIEWS:
-            connection.execute(f"CREATE VIEW {view} AS FROM idx.main.{view}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _release(connection: duckdb.DuckDBPyConnection, in_use: int) -> None:
+def _release(connection: duckdb.DuckDBPyConnection, index: OpenIndex) -> None:
     connection.close()
-    os.close(in_use)
+    index.close()
+
+
+def _damage(error: BaseException | None) -> str | None:
+    """What DuckDB says of a damaged file, in one line; None for other errors."""
+    while error is not None:
+        text = str(error).partition("\n")[0]
+        if isinstance(error, duckdb.Error) and ("Corrupt" in text or isinstance(error, _UNREADABLE)):
+            return text
+        error = error.__cause__
+    return None
 
 
 def _video(row: Row) -> IndexedVideo:

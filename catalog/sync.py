@@ -1,183 +1,193 @@
-"""Folding log entries into the index: what each kind of object adds, and what it replaces.
-
-The rules do not depend on how entries are batched, so that an index grown over months equals a rebuilt one:
-- A video's newer manifest replaces its segments and routes. What people said about the video stays.
-- A newer routes object replaces that of the same video and task version.
-- A newer meta object replaces the older; it may come before or after the manifest.
-- Objects stay listed when they are replaced: their bytes are stored until they are collected.
-"""
+"""From log entries to rows: read what is new, fold it, fetch what came into force, and change the tables."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-import duckdb
-import pyarrow as pa
-
 from nvpstore.catalog import rows
-from nvpstore.errors import IntegrityError
+from nvpstore.catalog.fold import OwnerState, fold, owners_of
+from nvpstore.catalog.workspace import Workspace
+from nvpstore.errors import IntegrityError, ObjectMissing
 from nvpstore.storage.documents import decode_meta, decode_task
+from nvpstore.storage.entries import LogEntry
 from nvpstore.storage.keys import ParsedKey, log_key, parse_key
-from nvpstore.storage.log import LogEntry
+from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.parquet import footer_of
 from nvpstore.storage.tables import decode_manifest
 from nvpstore.types import StoredObject
 
-_BATCH = 256  # entries whose objects are in memory at once
-_READERS = 8  # small objects: what counts is the store's latency
+READERS = 16  # small objects: what counts is the store's latency
+_BATCH = 512  # entries whose objects are in memory at once
+_CONTENT = ("manifest", "routes", "meta", "task")  # objects whose content is indexed
 
-_REPLACED_BY_MANIFEST = ("videos", "segments", "stages", "routes")
+
+@dataclass(slots=True)
+class Applied:
+    """What `apply_entries` has done: the last entry, how many there were, and which videos they erased."""
+
+    last: LogEntry | None = None
+    entries: int = 0
+    erased: set[str] = field(default_factory=set)
+    grace_seconds: int | None = None
 
 
 @dataclass(slots=True)
 class _Changes:
-    """What a batch of entries leaves in force. Objects that it also replaces are not even read."""
+    """Objects whose content comes into force, and goes out of it, by the net effect of a batch."""
 
-    objects: dict[str, tuple[StoredObject, int]] = field(default_factory=dict)
-    manifests: dict[str, StoredObject] = field(default_factory=dict)
-    routes: dict[tuple[str, str], StoredObject] = field(default_factory=dict)
-    meta: dict[str, StoredObject] = field(default_factory=dict)
-    tasks: dict[tuple[str, str], tuple[StoredObject, int]] = field(default_factory=dict)
+    added: list[tuple[ParsedKey, StoredObject, int]] = field(default_factory=list)
+    dropped: list[ParsedKey] = field(default_factory=list)
 
 
-def apply_entries(
-    connection: duckdb.DuckDBPyConnection, store: ObjectStore, entries: Iterable[LogEntry]
-) -> LogEntry | None:
-    """Apply `entries` in order, in one transaction a batch. Returns the last one, None without any.
+def read_ahead(log: Log, *, after: int, checksum: str) -> Iterator[LogEntry]:
+    """The entries above `after`, whose checksum is given (-1 and "" for all), in order, each verified
+    against the one before it. Unlike `log.entries` it fetches them in parallel.
 
-    Raises IntegrityError naming the object that differs from what was committed.
+    Raises IntegrityError naming the entry that differs, ArchiveError for a newer format.
     """
-    last = None
-    for batch in _batched(entries):
-        changes = _gather(batch)
-        connection.begin()
-        _apply(connection, store, changes)
-        connection.commit()
-        last = batch[-1]
-    return last
+    with ThreadPoolExecutor(READERS) as readers:
+        ahead: deque[Future[LogEntry]] = deque()
+        number, window = after + 1, 1
+        try:
+            while True:
+                while len(ahead) < window:
+                    ahead.append(readers.submit(log.read, number + len(ahead)))
+                try:
+                    entry = ahead.popleft().result()
+                except ObjectMissing:
+                    return
+                _check_link(log, entry, checksum)
+                yield entry
+                checksum, number = entry.checksum, number + 1
+                # A log that goes on is likely to go on further; past its end nothing should be asked for.
+                window = min(2 * window, 2 * READERS)
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
-def _batched(entries: Iterable[LogEntry]) -> Iterator[list[LogEntry]]:
+def apply_entries(workspace: Workspace, store: ObjectStore, entries: Iterable[LogEntry]) -> Applied:
+    """Apply `entries` in order. Raises IntegrityError naming an object that is not what was committed."""
+    done = Applied()
     iterator = iter(entries)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
+    with ThreadPoolExecutor(READERS) as readers:
+        while batch := list(islice(iterator, _BATCH)):
+            _apply(workspace, store, readers, batch)
+            done.last = batch[-1]
+            done.entries += len(batch)
+            done.erased |= {entry.subject for entry in batch if entry.kind == "erase"}
+            if batch[0].kind == "init":
+                done.grace_seconds = batch[0].grace_seconds
+    return done
 
 
-def _gather(batch: list[LogEntry]) -> _Changes:
-    changes = _Changes()
+def _check_link(log: Log, entry: LogEntry, previous: str) -> None:
+    if entry.previous_digest != previous:
+        raise IntegrityError(
+            f"{log_key(entry.number)} in {log.store.root} follows an entry with checksum "
+            f"{entry.previous_digest[:12] or 'none'}; the one before it has {previous[:12] or 'none'}"
+        )
+
+
+def _apply(
+    workspace: Workspace, store: ObjectStore, readers: ThreadPoolExecutor, batch: list[LogEntry]
+) -> None:
+    before = workspace.states({owner for entry in batch for owner in owners_of(entry)})
+    after = {owner: OwnerState(dict(state.objects), state.erased) for owner, state in before.items()}
     for entry in batch:
-        parsed = [(parse_key(obj.key), obj) for obj in entry.objects]
-        # A video's first commit may bring routes along; they belong to the manifest beside them.
-        parsed.sort(key=lambda pair: pair[0].kind != "manifest")
-        if entry.kind == "video" and (not parsed or parsed[0][0].kind != "manifest"):
-            raise IntegrityError(f"{log_key(entry.number)} commits a video without its manifest")
-        for key, obj in parsed:
-            changes.objects[obj.key] = (obj, entry.number)
-            _note(changes, key, obj, entry.number)
+        fold(after, entry)
+    _save_states(workspace, before, after)
+    changes = _changes(before, after)
+    _drop(workspace, changes.dropped)
+    contents = list(readers.map(store.get_verified, (obj for _, obj, _ in changes.added)))
+    _add(workspace, changes.added, contents)
+
+
+def _save_states(workspace: Workspace, before: dict[str, OwnerState], after: dict[str, OwnerState]) -> None:
+    changed = [owner for owner in after if after[owner] != before[owner]]
+    known = [owner for owner in changed if before[owner] != OwnerState()]
+    workspace.delete("objects", "owner", known)
+    workspace.delete("erased", "video_id", known)
+    held = ((owner, held) for owner in changed for held in after[owner].objects.values())
+    workspace.insert("objects", (rows.object_row(owner, held) for owner, held in held))
+    erased = ((owner, after[owner].erased) for owner in changed)
+    workspace.insert("erased", ({"video_id": o, "log_number": n} for o, n in erased if n is not None))
+
+
+def _changes(before: dict[str, OwnerState], after: dict[str, OwnerState]) -> _Changes:
+    changes = _Changes()
+    for owner, state in after.items():
+        old, new = _content(before[owner]), _content(state)
+        changes.dropped += [parse_key(key) for key, number in old.items() if new.get(key) != number]
+        changes.added += [
+            (parse_key(key), state.objects[key].stored, number)
+            for key, number in new.items()
+            if old.get(key) != number
+        ]
     return changes
 
 
-def _note(changes: _Changes, key: ParsedKey, obj: StoredObject, number: int) -> None:
+def _content(state: OwnerState) -> dict[str, int]:
+    """Indexed objects in force, with the number of the entry that named them last."""
+    in_force = state.in_force().items()
+    return {key: held.log_number for key, held in in_force if parse_key(key).kind in _CONTENT}
+
+
+def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
+    videos = [key.video_id for key in dropped if key.kind == "manifest"]
+    for table in ("videos", "segments", "stages"):
+        workspace.delete(table, "video_id", videos)
+    workspace.delete("footers", "video_id || contains(key, '/routes/')", [f"{v}false" for v in videos])
+    routes = [f"{key.video_id}/{key.version}" for key in dropped if key.kind == "routes"]
+    workspace.delete("routes", "video_id || '/' || version", routes)
+    workspace.delete("footers", "video_id || '/' || split_part(key, '/', 4)", routes)
+    workspace.delete("meta", "video_id", [key.video_id for key in dropped if key.kind == "meta"])
+    tasks = [f"{key.name}/{key.version}" for key in dropped if key.kind == "task"]
+    workspace.delete("tasks", "name || '/' || version", tasks)
+
+
+def _add(
+    workspace: Workspace, added: list[tuple[ParsedKey, StoredObject, int]], contents: list[bytes]
+) -> None:
+    found: dict[str, list[rows.Row]] = {}
+    for (key, obj, number), content in zip(added, contents, strict=True):
+        for table, new in _rows_of(key, obj, number, content).items():
+            found.setdefault(table, []).extend(new)
+    for table, new in found.items():
+        workspace.insert(table, new)
+    workspace.name_videos([key.video_id for key, _, _ in added if key.kind in ("manifest", "meta")])
+
+
+def _rows_of(key: ParsedKey, obj: StoredObject, number: int, content: bytes) -> dict[str, list[rows.Row]]:
     if key.kind == "manifest":
-        changes.manifests[key.video_id] = obj
-        for pair in [pair for pair in changes.routes if pair[0] == key.video_id]:
-            del changes.routes[pair]
-    elif key.kind == "routes":
-        changes.routes[key.video_id, key.version] = obj
-    elif key.kind == "meta":
-        changes.meta[key.video_id] = obj
-    elif key.kind == "task":
-        changes.tasks[key.name, key.version] = (obj, number)
+        return _manifest_rows(key, obj, content)
+    if key.kind == "routes":
+        return _route_rows(key, obj, content)
+    if key.kind == "meta":
+        return {"meta": [rows.meta_row(decode_meta(content))]}
+    return {"tasks": [rows.task_row(decode_task(content), number)]}
 
 
-def _apply(connection: duckdb.DuckDBPyConnection, store: ObjectStore, changes: _Changes) -> None:
-    with ThreadPoolExecutor(_READERS) as readers:
-
-        def read(objects: Iterable[StoredObject]) -> list[bytes]:
-            return list(readers.map(store.get_verified, objects))
-
-        _delete(connection, "objects", "key", list(changes.objects))
-        named = changes.objects.values()
-        _insert(connection, "objects", (rows.object_row(obj, number) for obj, number in named))
-        _apply_manifests(connection, changes.manifests, read(changes.manifests.values()))
-        _apply_routes(connection, changes.routes, read(changes.routes.values()))
-        _apply_meta(connection, changes, read(changes.meta.values()))
-        _apply_tasks(connection, changes, read(obj for obj, _ in changes.tasks.values()))
+def _manifest_rows(key: ParsedKey, obj: StoredObject, content: bytes) -> dict[str, list[rows.Row]]:
+    video = decode_manifest(content)
+    if video.video_id != key.video_id:
+        raise IntegrityError(f"{obj.key} is the manifest of video {video.video_id}")
+    return {
+        "videos": [rows.video_row(video)],
+        "segments": list(rows.segment_rows(video)),
+        "stages": list(rows.stage_rows(video)),
+        "footers": list(rows.footer_rows(video.video_id, video.footers)),
+    }
 
 
-def _apply_manifests(
-    connection: duckdb.DuckDBPyConnection, manifests: dict[str, StoredObject], contents: list[bytes]
-) -> None:
-    for table in _REPLACED_BY_MANIFEST:
-        _delete(connection, table, "video_id", list(manifests))
-    _delete(connection, "footers", "split_part(key, '/', 2)", list(manifests))
-    videos = [decode_manifest(content) for content in contents]
-    for (video_id, obj), video in zip(manifests.items(), videos, strict=True):
-        if video.video_id != video_id:
-            raise IntegrityError(f"{obj.key} is the manifest of video {video.video_id}")
-    _insert(connection, "videos", (rows.video_row(video) for video in videos))
-    _insert(connection, "segments", (row for video in videos for row in rows.segment_rows(video)))
-    _insert(connection, "stages", (row for video in videos for row in rows.stage_rows(video)))
-    _insert(connection, "footers", (row for video in videos for row in rows.footer_rows(video.footers)))
-
-
-def _apply_routes(
-    connection: duckdb.DuckDBPyConnection,
-    routes: dict[tuple[str, str], StoredObject],
-    contents: list[bytes],
-) -> None:
-    for video_id, version in routes:
-        old = "DELETE FROM store.footers WHERE starts_with(key, ?)"
-        connection.execute(old, [f"videos/{video_id}/routes/{version}/"])
-        connection.execute("DELETE FROM store.routes WHERE video_id = ? AND version = ?", [video_id, version])
-    found: list[rows.Row] = []
-    footers: dict[str, bytes] = {}
-    for ((video_id, version), obj), content in zip(routes.items(), contents, strict=True):
-        new_rows, footer = rows.route_rows(obj.key, content)
-        if any((row["video_id"], row["version"]) != (video_id, version) for row in new_rows):
-            raise IntegrityError(f"{obj.key} holds routes of another video or task version")
-        found += new_rows
-        footers[obj.key] = footer
-    _insert(connection, "routes", found)
-    _insert(connection, "footers", rows.footer_rows(footers))
-
-
-def _apply_meta(connection: duckdb.DuckDBPyConnection, changes: _Changes, contents: list[bytes]) -> None:
-    _delete(connection, "meta", "video_id", list(changes.meta))
-    metas = [decode_meta(content) for content in contents]
-    _insert(connection, "meta", (rows.meta_row(meta) for meta in metas))
-    connection.execute(
-        "UPDATE store.videos v SET name = m.name, tags = m.tags, recorded_at = m.recorded_at, hold = m.hold "
-        "FROM store.meta m WHERE m.video_id = v.video_id AND v.video_id IN (SELECT unnest(?::VARCHAR[]))",
-        [[*changes.meta, *changes.manifests]],
-    )
-
-
-def _apply_tasks(connection: duckdb.DuckDBPyConnection, changes: _Changes, contents: list[bytes]) -> None:
-    for name, version in changes.tasks:
-        connection.execute("DELETE FROM store.tasks WHERE name = ? AND version = ?", [name, version])
-    numbers = (number for _, number in changes.tasks.values())
-    tasks = zip(contents, numbers, strict=True)
-    _insert(connection, "tasks", (rows.task_row(decode_task(content), number) for content, number in tasks))
-
-
-def _delete(connection: duckdb.DuckDBPyConnection, table: str, column: str, values: list[str]) -> None:
-    if values:
-        given = "SELECT unnest(?::VARCHAR[])"
-        connection.execute(f"DELETE FROM store.{table} WHERE {column} IN ({given})", [values])
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, new: Iterable[rows.Row]) -> None:
-    """Insert rows through Arrow: one statement, however many rows."""
-    listed = list(new)
-    if not listed:
-        return
-    schema = connection.sql(f"FROM store.{table} LIMIT 0").to_arrow_table().schema
-    connection.register("new_rows", pa.Table.from_pylist(listed, schema=schema))
-    try:
-        connection.execute(f"INSERT INTO store.{table} BY NAME FROM new_rows")
-    finally:
-        connection.unregister("new_rows")
+def _route_rows(key: ParsedKey, obj: StoredObject, content: bytes) -> dict[str, list[rows.Row]]:
+    found = rows.route_rows(obj.key, content)
+    if any((row["video_id"], row["version"]) != (key.video_id, key.version) for row in found):
+        raise IntegrityError(f"{obj.key} holds routes of another video or task version")
+    footers = rows.footer_rows(key.video_id, {obj.key: footer_of(content)})
+    return {"routes": found, "footers": list(footers)}

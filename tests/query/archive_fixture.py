@@ -28,7 +28,7 @@ from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Batch
 
-SCHEMA = Path(nvpstore.catalog.__file__).parent / "schema.sql"
+CATALOG = Path(nvpstore.catalog.__file__).parent
 LABELS = ("cat", "dog", "car", "bike", "tree", "person", "boat", "bird")
 STAGES = ("0", "1", "2", "3", "rgb")
 STAGE_BYTES = (1000, 2000, 4000, 8000, 1600)
@@ -137,7 +137,8 @@ class FixtureSnapshot:
 
 def build_index(path: Path) -> FixtureSnapshot:
     con = duckdb.connect(str(path))
-    con.execute(SCHEMA.read_text())
+    con.execute((CATALOG / "schema.sql").read_text())
+    con.execute((CATALOG / "views.sql").read_text())
     for clip in CLIPS:
         _insert_video(con, clip)
         for segment, (start, stop) in enumerate(clip.segments):
@@ -168,8 +169,8 @@ def _insert_video(con: duckdb.DuckDBPyConnection, clip: Clip) -> None:
         f"UPDATE store.videos SET tags = MAP {{'camera': '{clip.camera}'}} WHERE video_id = ?",
         [clip.video_id],
     )
-    _insert(con, "objects", key=f"videos/{clip.video_id}/a1/weights-0.parquet", size_bytes=60_000, sha256="s",
-            log_number=1)  # fmt: skip
+    _insert(con, "objects", owner=clip.video_id, key=f"videos/{clip.video_id}/a1/weights-0.parquet",
+            size_bytes=60_000, sha256="s", log_number=1)  # fmt: skip
 
 
 def _insert_segment(con: duckdb.DuckDBPyConnection, clip: Clip, segment: int, start: int, stop: int) -> None:
@@ -307,7 +308,7 @@ def _answer(kind: str, version: str, video_id: str, frame: int, top: int) -> lis
 
 
 SETTINGS = Settings(
-    archive=None, cache_dir=Path("unused"), memory_bytes=512 * 2**20, threads=2,
+    archive=None, cache_dir=Path("unused"), cache_bytes=0, memory_bytes=512 * 2**20, threads=2,
     query_seconds=None, debug=False,
 )  # fmt: skip
 

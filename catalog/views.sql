@@ -1,0 +1,26 @@
+-- What SQL users see of an index. Tables are those of schema.sql.
+CREATE VIEW videos AS
+SELECT v.video_id, v.name, v.duration, v.fps_num / v.fps_den AS fps, v.width, v.height, v.frames,
+       v.psnr, v.psnr_p5,
+       8.0 * (o.stored_bytes - o.other_stream_bytes) / nullif(v.width::DOUBLE * v.height * v.frames, 0) AS bpp,
+       o.stored_bytes, 0::BIGINT AS shared_bytes, v.state, v.tags, v.recorded_at,
+       v.source_bytes, v.preset, v.fit_seconds, v.resize_bound_psnr
+FROM store.videos v
+JOIN (
+    SELECT owner AS video_id, sum(size_bytes)::BIGINT AS stored_bytes,
+           coalesce(sum(size_bytes) FILTER (key LIKE '%/audio.mka'), 0)::BIGINT AS other_stream_bytes
+    FROM store.objects WHERE key LIKE 'videos/%' GROUP BY ALL
+) o USING (video_id);
+
+CREATE VIEW segments AS
+SELECT video_id, segment, scene, start_frame, frames, start_ts, end_ts, psnr, stored_bytes, codec
+FROM store.segments;
+
+CREATE VIEW tasks AS
+SELECT name, version, kind, cuts, labels FROM store.tasks
+QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1;
+
+CREATE VIEW routes AS
+SELECT video_id, segment, task, version, route, stages, cut, scope, cka, fidelity, gflops, bytes,
+       fidelity_confident, confident_frames, ridge_r2
+FROM store.routes;
