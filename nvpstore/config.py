@@ -26,6 +26,7 @@ _FALSE = frozenset({"", "0", "false", "no", "off"})
 VARIABLES: Mapping[str, str] = {
     "archive": "NVP_ARCHIVE",
     "cache_dir": "NVP_CACHE",
+    "cache_bytes": "NVP_CACHE_LIMIT",
     "memory_bytes": "NVP_MEMORY_LIMIT",
     "threads": "NVP_THREADS",
     "query_seconds": "NVP_QUERY_TIMEOUT",
@@ -37,14 +38,16 @@ VARIABLES: Mapping[str, str] = {
 class Settings:
     """One process's settings.
 
-    `archive` is the archive used where none is named. `cache_dir` holds indexes and the
-    checkpoints of unfinished fits. `memory_bytes` bounds DuckDB, `threads` (≥ 1) bounds DuckDB,
+    `archive` is the archive used where none is named. `cache_dir` holds indexes, the checkpoints of
+    unfinished fits, and what was fetched of remote archives: for each at most `cache_bytes` of their videos
+    and as much of originals (0: nothing that can be done without). `memory_bytes` bounds DuckDB, `threads` (≥ 1) bounds DuckDB,
     decoding and torch. `query_seconds` (> 0, None: no limit) bounds a query. With `debug`, the CLI
     shows tracebacks.
     """
 
     archive: str | None
     cache_dir: Path
+    cache_bytes: int
     memory_bytes: int
     threads: int
     query_seconds: float | None
@@ -66,6 +69,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         archive=env.get("NVP_ARCHIVE") or None,
         cache_dir=_cache_dir(env),
+        cache_bytes=parse_bytes(env.get("NVP_CACHE_LIMIT") or "10GB", name="NVP_CACHE_LIMIT"),
         memory_bytes=parse_bytes(env.get("NVP_MEMORY_LIMIT") or "2GB", name="NVP_MEMORY_LIMIT"),
         threads=_number(env.get("NVP_THREADS") or str(_usable_cores()), int, name="NVP_THREADS"),
         query_seconds=_number(timeout, float, name="NVP_QUERY_TIMEOUT") if timeout else None,

@@ -15,6 +15,7 @@ def test_an_empty_environment_gives_usable_defaults() -> None:
     assert settings.archive is None
     assert settings.threads >= 1
     assert settings.query_seconds is None
+    assert settings.cache_bytes == 10 * 10**9
     assert settings.cache_dir == Path.home() / ".cache" / "nvpstore"
 
 
@@ -23,6 +24,7 @@ def test_every_variable_is_read() -> None:
         {
             "NVP_ARCHIVE": "s3://bucket/prefix",
             "NVP_CACHE": "/var/cache/nvp",
+            "NVP_CACHE_LIMIT": "40GiB",
             "NVP_MEMORY_LIMIT": "512MiB",
             "NVP_THREADS": "3",
             "NVP_QUERY_TIMEOUT": "2.5",
@@ -31,6 +33,7 @@ def test_every_variable_is_read() -> None:
     )
     assert settings.archive == "s3://bucket/prefix"
     assert settings.cache_dir == Path("/var/cache/nvp")
+    assert settings.cache_bytes == 40 * 2**30
     assert settings.memory_bytes == 512 * 2**20
     assert settings.threads == 3
     assert settings.query_seconds == 2.5
@@ -44,6 +47,7 @@ def test_the_cache_follows_the_desktop_convention() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("NVP_CACHE_LIMIT", "-1"),
         ("NVP_MEMORY_LIMIT", "plenty"),
         ("NVP_MEMORY_LIMIT", "1MB"),
         ("NVP_MEMORY_LIMIT", "-1GB"),
