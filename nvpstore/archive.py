@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,20 @@ from filelock import FileLock
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.config import Settings, load_settings
-from nvpstore.errors import ObjectExists, StoreError, UsageError
+from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute
 from nvpstore.storage import keys
-from nvpstore.storage.contract import describe
+from nvpstore.storage.commit import Base
 from nvpstore.storage.documents import encode_task
-from nvpstore.storage.log import Log, LogDraft, create_archive, open_log
+from nvpstore.storage.gc import Garbage, collect
+from nvpstore.storage.log import GRACE_SECONDS, Log, LogDraft, create_archive
 from nvpstore.storage.objects import ObjectStore, open_store
-from nvpstore.types import FrameBatch, TaskRecord, VideoState
+from nvpstore.types import FrameBatch, TaskRecord, VideoMeta, VideoState
+from nvpstore.upkeep.erasure import Erasure, erase_video
+from nvpstore.upkeep.meta import change_meta
+from nvpstore.upkeep.renewal import renew_checkpoints
 from nvpstore.video.source import digest_file, probe
 
 if TYPE_CHECKING:
@@ -75,15 +80,21 @@ class Archive:
 
     def __init__(self, store: ObjectStore, settings: Settings) -> None:
         self.store, self.settings = store, settings
-        self.log: Log = open_log(store)
         self.catalog = Catalog(store, settings.cache_dir)
+        self.log: Log = self.catalog.log
         self._operators: TorchOperators | None = None
 
     @classmethod
-    def create(cls, uri: str | Path, *, settings: Settings | None = None) -> Archive:
-        """Make an empty archive. Raises ArchiveError where there is one already."""
+    def create(
+        cls, uri: str | Path, *, settings: Settings | None = None, grace_seconds: int = GRACE_SECONDS
+    ) -> Archive:
+        """Make an empty archive. Raises ArchiveError where there is one already.
+
+        `grace_seconds` (≥ 1) is how long `gc` leaves alone what is not named any more, for as long as the
+        archive lives; an upload may take half of it.
+        """
         store = open_store(str(uri))
-        create_archive(store)
+        create_archive(store, grace_seconds=grace_seconds)
         return cls(store, settings or load_settings())
 
     def __repr__(self) -> str:
@@ -99,15 +110,19 @@ class Archive:
         preset: str = DEFAULT_PRESET,
         tags: Mapping[str, str] | None = None,
         name: str | None = None,
+        recorded_at: datetime | None = None,
         device: str = "auto",
         keep_source: KeepSource = "reference",
+        source_uri: str | None = None,
         refit: bool = False,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> VideoSummary:
         """Fit a video file and store it, with routes for `tasks`.
 
         The same bytes again do no work (changed tags or a new name are recorded); `refit` fits anew.
-        Raises SourceError for a file that is no whole video, UsageError for unknown tasks or presets.
+        `recorded_at` needs a time zone. `source_uri` says where the original is to be found, where that is
+        not `path`. Raises SourceError for a file that is no whole video, UsageError for unknown tasks or
+        presets, CommitDropped if the video is erased meanwhile.
         """
         from nvpstore.codec.build import find_preset
         from nvpstore.ingest.pipeline import Ingest, IngestRequest
@@ -117,30 +132,77 @@ class Archive:
         probe(str(file))
         video_id = digest_file(str(file))[0][:32]
         loaded = [self._load_task(task) for task in dict.fromkeys(tasks)]
-        work_dir = self.settings.cache_dir / self.catalog.archive_id / "fits"
+        request = IngestRequest(
+            path=file,
+            name=name or file.name,
+            preset=preset,
+            tags=tags or {},
+            recorded_at=recorded_at,
+            device=_device(device),
+            keep_source=keep_source,
+            source_uri=source_uri,
+            refit=refit,
+        )
+        work_dir = self.catalog.folder / "fits"
         with _one_at_a_time(work_dir / f"{video_id}.lock"):
-            snapshot = self.catalog.snapshot()
-            if not refit and snapshot.has_video(video_id):
-                self._check_routes(snapshot, video_id, tasks)
-                self._update_meta(snapshot, video_id, name=name, tags=tags)
-                return self._summary(video_id, already_stored=True)
-            request = IngestRequest(
-                path=file,
-                name=name or file.name,
-                preset=preset,
-                tags=tags or {},
-                device=_device(device),
-                keep_source=keep_source,
-            )
-            Ingest(
-                request,
-                loaded,
-                store=self.store,
-                log=self.log,
-                work_dir=work_dir,
-                on_progress=progress or (lambda _: None),
-            ).run()
-        return self._summary(video_id, already_stored=False)
+            begun = self.catalog.snapshot()
+            if refit or not begun.has_video(video_id):
+                fit = Ingest(
+                    request,
+                    loaded,
+                    log=self.log,
+                    work_dir=work_dir,
+                    on_progress=progress or (lambda _: None),
+                )
+                try:
+                    fit.run(lambda: self._base(video_id, begun=begun.number))
+                except CommitDropped:
+                    # Another machine may have stored the same bytes first: then that is what is asked for.
+                    if refit or not self.catalog.snapshot().has_video(video_id):
+                        raise
+                else:
+                    self._committed()
+                    return self._summary(video_id, already_stored=False)
+        self._check_routes(self.catalog.snapshot(), video_id, tasks)
+        self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
+        return self._summary(video_id, already_stored=True)
+
+    def tag(
+        self,
+        ref: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        remove: Sequence[str] = (),
+        name: str | None = None,
+        recorded_at: datetime | None = None,
+        hold: bool | None = None,
+    ) -> VideoMeta:
+        """Change what is said about a video; what is not given stays. Returns all of it.
+
+        A video on `hold` cannot be erased. `recorded_at` needs a time zone. Raises UsageError for a tag to
+        `remove` that is not there.
+        """
+        return change_meta(
+            self.catalog, ref, tags=tags, remove=remove, name=name, recorded_at=recorded_at, hold=hold
+        )
+
+    def erase(self, ref: str) -> Erasure:
+        """Erase a video: its objects, name, tags and what this machine keeps of it. Only its id remains.
+
+        An erased video's id again deletes what killed writers left since. Raises UsageError for an unknown
+        video and for one on hold.
+        """
+        return erase_video(self.catalog, ref)
+
+    def gc(self, *, grace: timedelta | None = None, dry_run: bool = False) -> Garbage:
+        """Delete what no log entry names any more and nobody can be writing or reading.
+
+        `grace` may be longer than the archive's, not shorter. Raises UsageError for a shorter one.
+        """
+        found = collect(self.log, self.catalog.snapshot, grace=grace, dry_run=dry_run)
+        if not dry_run:
+            renew_checkpoints(self.catalog)
+        return found
 
     def estimate(
         self,
@@ -163,7 +225,7 @@ class Archive:
 
     def verify(self, *, deep: bool = False) -> VerifyReport:
         """Check every object that the log names: there and of its size; with `deep`, its digest too."""
-        objects = [obj for entry in self.log.entries() for obj in entry.objects]
+        objects = self.catalog.snapshot().objects()
         damages = []
         for obj in objects:
             try:
@@ -273,14 +335,29 @@ class Archive:
         return task
 
     def _register(self, record: TaskRecord) -> None:
-        key = keys.task_key(record.name, record.version)
-        try:
-            stored = self.store.put(key, encode_task(record))
-        except ObjectExists:  # a racing or killed writer's; the key holds the content's digest
-            stored = describe(key, self.store.get(key))
+        # The key holds the content's digest, so a racing or killed writer's object is the same.
+        stored = self.store.put(keys.task_key(record.name, record.version), encode_task(record))
         self.log.append(
             LogDraft(kind="task", attempt=keys.new_attempt(), subject=record.name, objects=(stored,))
         )
+
+    def _base(self, video_id: str, *, begun: int) -> Base:
+        """The state to commit a finished fit on, which was begun on log entry `begun`."""
+        snapshot = self.catalog.snapshot()
+        if video_id in snapshot.erased(after=begun):
+            raise CommitDropped(f"video {video_id} was erased while it was fitted: nothing was committed")
+        kept = [obj for obj in snapshot.objects(video_id) if obj.key.startswith("sources/")]
+        return Base(
+            number=snapshot.number,
+            stored=snapshot.has_video(video_id),
+            latest_attempt=snapshot.latest_attempt,
+            source=kept[0] if kept else None,
+        )
+
+    def _committed(self) -> None:
+        # A checkpoint only spares others work: that it cannot be written now is no failure.
+        with suppress(StoreError):
+            self.catalog.checkpoint()
 
     def _check_routes(self, snapshot: Snapshot, video_id: str, tasks: Sequence[str]) -> None:
         rows = snapshot.connect().execute("SELECT DISTINCT task FROM routes WHERE video_id = ?", [video_id])
@@ -289,19 +366,6 @@ class Archive:
             raise UsageError(
                 f"{video_id} is stored without routes for {', '.join(missing)}: ingest it with --refit"
             )
-
-    def _update_meta(
-        self, snapshot: Snapshot, video_id: str, *, name: str | None, tags: Mapping[str, str] | None
-    ) -> None:
-        from nvpstore.ingest.pipeline import put_meta
-
-        before = snapshot.meta(video_id)
-        after = replace(before, name=name or before.name, tags={**before.tags, **(tags or {})})
-        if after == before:
-            return
-        attempt = keys.new_attempt()
-        stored = put_meta(self.store, after, attempt)
-        self.log.append(LogDraft(kind="meta", attempt=attempt, subject=video_id, objects=(stored,)))
 
     def _summary(self, video_id: str, *, already_stored: bool) -> VideoSummary:
         (row,) = self._rows(f"SELECT * FROM videos WHERE video_id = '{video_id}'")

@@ -14,6 +14,11 @@ from nvpstore.storage.entries import LogEntry
 from nvpstore.types import StoredObject
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    stored: StoredObject
+
+
 @dataclass(slots=True)
 class Folded:
     """`in_force` and `replaced` map keys to objects; `replaced_at` says since when."""
@@ -24,11 +29,12 @@ class Folded:
     replaced: dict[str, StoredObject] = field(default_factory=dict)
     replaced_at: dict[str, datetime] = field(default_factory=dict)
 
-    def is_held(self, keys: Iterable[str]) -> set[str]:
+    def held(self, keys: Iterable[str]) -> set[str]:
         return {key for key in keys if key in self.in_force or key in self.replaced}
 
-    def superseded(self, *, before: datetime) -> list[StoredObject]:
-        return [obj for key, obj in self.replaced.items() if self.replaced_at[key] < before]
+    def superseded(self, *, before: datetime) -> list[Replaced]:
+        found = (obj for key, obj in self.replaced.items() if self.replaced_at[key] < before)
+        return [Replaced(stored=obj) for obj in found]
 
     def has_video(self, video_id: str) -> bool:
         return any(_of(key, video_id).kind == "manifest" for key in self.in_force if video_id in key)

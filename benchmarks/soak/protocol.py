@@ -221,7 +221,7 @@ class _Run:
         entries = list(Log(self.store).entries())
         if any(entry.kind == "erase" and entry.subject == VIDEO for entry in entries):
             left = {key for key in self.store.objects if f"/{VIDEO}/" in f"/{key}"}
-            assert left == fold(entries).is_held(left), f"left of an erased video: {left}"
+            assert left == fold(entries).held(left), f"left of an erased video: {left}"
 
     def check_recovery(self) -> None:
         """As if all who are not done were killed here: the same command again completes, and gc cleans up."""

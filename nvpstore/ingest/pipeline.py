@@ -19,6 +19,7 @@ import numpy as np
 
 from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
+from nvpstore.errors import CommitDropped
 from nvpstore.ingest.routes import with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
 from nvpstore.storage import keys
@@ -110,7 +111,12 @@ class Ingest:
         source = self._scan()
         work = self._work_folder(source)
         prepared = self._prepare(source, work)
-        video = commit_video(self.log, prepared, base(), replaces=self.request.refit)
+        try:
+            video = commit_video(self.log, prepared, base(), replaces=self.request.refit)
+        except CommitDropped:
+            # Stored by others, or erased: then nothing of it may stay here.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
         return video
 

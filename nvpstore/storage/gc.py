@@ -11,7 +11,7 @@ that comes late hits nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -26,6 +26,11 @@ _PREFIXES = ("videos/", "sources/", "adapters/", "results/")
 _TRIES = 50  # commits by others while one gc looks around
 
 
+class Superseded(Protocol):
+    @property
+    def stored(self) -> StoredObject: ...
+
+
 class Held(Protocol):
     """The state of an archive at a log number, as far as gc asks for it."""
 
@@ -36,10 +41,10 @@ class Held(Protocol):
     def latest_attempt(self) -> str:
         """No attempt that was committed up to here sorts above it."""
 
-    def is_held(self, keys: Iterable[str]) -> set[str]:
+    def held(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that the state names, superseded or not."""
 
-    def superseded(self, *, before: datetime) -> list[StoredObject]:
+    def superseded(self, *, before: datetime) -> Sequence[Superseded]:
         """Objects that an entry of before that time has superseded, and that no gc entry removed yet."""
 
 
@@ -103,9 +108,9 @@ def find(log: Log, state: Held, *, before: datetime) -> Garbage:
                 continue
             if attempt < fence:
                 old.append(key)
-    named = state.is_held(old)
+    named = state.held(old)
     return Garbage(
-        superseded=tuple(state.superseded(before=before)),
+        superseded=tuple(found.stored for found in state.superseded(before=before)),
         orphans=tuple(key for key in old if key not in named),
         unknown=tuple(unknown),
     )

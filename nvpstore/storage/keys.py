@@ -114,6 +114,11 @@ def check_video_id(video_id: str) -> str:
     return _checked("video_id", video_id)
 
 
+def is_video_id(text: str) -> bool:
+    """Whether `text` is a whole id, of whatever video."""
+    return re.fullmatch(_FIELDS["video_id"][0], text) is not None
+
+
 def check_name(name: str) -> str:
     """Return a task's `name` unchanged. Raises UsageError if it could not be a table's name."""
     return _checked("name", name)
