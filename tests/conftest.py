@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,10 @@ import pytest
 
 import nvpstore
 from nvpstore.config import load_settings
+from nvpstore.storage.keys import new_attempt
 
 if TYPE_CHECKING:
+    from benchmarks.servers.weed import Weed
     from nvpstore.archive import Archive, VideoSummary
 
 CLIP_FRAMES = 40
@@ -51,6 +53,26 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("NVP_ARCHIVE", "NVP_DEBUG"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NVP_CACHE", str(tmp_path / "nvp-cache"))
+
+
+@pytest.fixture(scope="session")
+def weed() -> Iterator[Weed]:
+    """A real S3 server with the bucket `tests`."""
+    from benchmarks.servers.weed import Weed  # only where a test is marked s3
+
+    with Weed() as server:
+        server.make_bucket("tests")
+        yield server
+
+
+@pytest.fixture
+def s3_root(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of an archive to be, on an S3 server that this process finds by its environment."""
+    for variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in weed.environment.items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://tests/{new_attempt()}/archive"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -122,9 +122,12 @@ class LocalStore(ObjectStore):
     def _put_once(self, key: str, path: Path, file: BinaryIO) -> StoredObject:
         """Raises FileNotFoundError where a sweep removed the folder or the temporary file meanwhile."""
         temporary = path.with_name(TEMPORARY_PREFIX + new_attempt())
-        _make_folder(path.parent)
+        made = _make_folder(path.parent)
         try:
             obj = _write_synced(key, temporary, file)
+            # Only now, with a file in it, can no sweep find the folder empty.
+            for folder in made:
+                _sync_folder(folder.parent)
             # A link fails if the name is taken, and never shows half a file.
             try:
                 os.link(temporary, path)
@@ -178,7 +181,8 @@ def _keys(folder: Path, below: str, start: str = "") -> Iterator[str]:
     """Keys of all files under `folder`, whose own key prefix is `below`, with names from `start` on."""
     try:
         entries = list(os.scandir(folder))
-    except FileNotFoundError:  # also one that a sweep has removed meanwhile
+    # A sweep may have removed it meanwhile; below a file there is nothing.
+    except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
         if not entry.name.startswith(start):
@@ -201,14 +205,15 @@ def _write_synced(key: str, path: Path, source: BinaryIO) -> StoredObject:
     return StoredObject(key=key, size_bytes=size_bytes, sha256=found.hexdigest())
 
 
-def _make_folder(folder: Path) -> None:
-    """Create `folder` and its parents, each recorded durably in the folder above it."""
+def _make_folder(folder: Path) -> list[Path]:
+    """Create `folder` and its parents; returns those made, which are to be recorded in the folders above."""
     if folder.is_dir():
-        return
-    _make_folder(folder.parent)
+        return []
+    made = _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
-    _sync_folder(folder.parent)
+        made.append(folder)
+    return made
 
 
 def _sync_folder(folder: Path) -> None:
@@ -238,5 +243,5 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

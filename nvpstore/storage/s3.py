@@ -195,7 +195,7 @@ class S3Store(RemoteStore):
         return StoredObject(key=key, size_bytes=size_bytes, sha256=whole.hexdigest()), sent
 
     def _complete(self, key: str, upload: str, parts: Sequence[_Part], file: BinaryIO) -> bool:
-        """Make the parts one object; False if `key` holds these bytes already, and the upload is left over."""
+        """Make the parts one object; False if `key` holds these bytes already and the upload is left."""
         request = {"Key": self._key(key), "UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
             self._call("complete_multipart_upload", **request, IfNoneMatch="*")
