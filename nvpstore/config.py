@@ -40,9 +40,9 @@ class Settings:
 
     `archive` is the archive used where none is named. `cache_dir` holds indexes, the checkpoints of
     unfinished fits, and what was fetched of remote archives: for each at most `cache_bytes` of their videos
-    and as much of originals (0: nothing that can be done without). `memory_bytes` bounds DuckDB, `threads` (≥ 1) bounds DuckDB,
-    decoding and torch. `query_seconds` (> 0, None: no limit) bounds a query. With `debug`, the CLI
-    shows tracebacks.
+    and as much of originals (0: nothing that can be done without). `memory_bytes` bounds DuckDB,
+    `threads` (≥ 1) bounds DuckDB, decoding and torch. `query_seconds` (> 0, None: no
+    limit) bounds a query. With `debug`, the CLI shows tracebacks.
     """
 
     archive: str | None

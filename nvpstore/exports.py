@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 
 from nvpstore.catalog import IndexedVideo
-from nvpstore.errors import SourceError, StoreError, UsageError
+from nvpstore.errors import UsageError
 from nvpstore.storage.objects import ObjectStore
-from nvpstore.storage.originals import local_original, read_original
+from nvpstore.storage.originals import local_original, write_original
 from nvpstore.types import FrameBatch
 from nvpstore.video.export import write_pngs, write_video
 
@@ -56,17 +55,10 @@ def export_excerpt(
 
 
 def export_original(store: ObjectStore, video: IndexedVideo, out: str) -> ExportSummary:
-    """The source's own bytes. Raises UsageError where they were not kept, SourceError where they differ."""
+    """The source's own bytes. Raises UsageError where they were not kept, else as `write_original` does."""
     if video.source_uri is None:
         raise UsageError(f"the original of {video.name} was not kept (--keep-source none)")
-    data = read_original(store, video.source_uri)
-    if hashlib.sha256(data).hexdigest() != video.sha256:
-        raise SourceError(f"{video.source_uri} is not the file that was ingested: its SHA-256 differs")
-    try:
-        with Path(out).open("xb") as file:
-            file.write(data)
-    except OSError as cause:
-        raise StoreError(f"cannot write {out}: {cause.strerror}") from cause
+    write_original(store, video, Path(out))
     return ExportSummary(path=out, frames=video.frames, reconstructed=False)
 
 
@@ -103,14 +95,14 @@ def _audio(store: ObjectStore, video: IndexedVideo) -> Iterator[str | None]:
     if video.audio is None:
         yield None
         return
-    path = local_original(store, video.source_uri)
-    if path is not None and path.stat().st_size == video.source_bytes:
+    path = local_original(store, video)
+    if path is not None:
         yield str(path)
         return
-    with NamedTemporaryFile(suffix=".mka") as file:
-        file.write(store.get_verified(video.audio))
-        file.flush()
-        yield file.name
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "audio.mka"
+        store.get_file(video.audio, copy)
+        yield str(copy)
 
 
 def _marks(video: IndexedVideo) -> dict[str, str]:

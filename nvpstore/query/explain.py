@@ -153,6 +153,7 @@ def _measured_lines(plan: Plan, measured: Measured) -> list[str]:
     shares.append(f"of the source file {_percent(measured.bytes, cost.source_bytes)}")
     lines = [
         _line("Bytes", _measured_bytes(measured)),
+        _line("Reads", _traffic(measured)),
         _line("Share", ", ".join(shares)),
         _line("Frames", _measured_frames(measured)),
         _line("Seconds", seconds),
@@ -169,6 +170,12 @@ def _measured_bytes(measured: Measured) -> str:
     }
     shown = [f"{name} {size}" for name, size in named.items() if size or name != "source"]
     return f"{' + '.join(shown)} = {measured.bytes}"
+
+
+def _traffic(measured: Measured) -> str:
+    traffic = measured.traffic
+    text = f"{_count(traffic.requests, 'request')}, {traffic.store_bytes} bytes of the store"
+    return f"{text}, {traffic.cache_bytes} of the cache" if traffic.cache_bytes else text
 
 
 def _measured_frames(measured: Measured) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from nvpstore.storage.ranges import Traffic
+
 STEPS = ("fetch", "decode", "adapt", "tail", "rows", "source", "duckdb")
 
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """Counters of one run. Bytes as the operators report them: 0 for what a cache answered.
+    """Counters of one run. Bytes by what they are of, as indexed; `traffic` says what it took to have them.
 
     `frames_decoded` maps the deepest stage of a decode ("" for source reads) to frames; `shared_decodes`
     counts frames that one more scan read without another decode. `seconds` by step, wall time.
@@ -22,6 +24,7 @@ class Measured:
     latents_bytes: int = 0
     route_bytes: int = 0
     source_bytes: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
     fetches: int = 0
     frames_decoded: dict[str, int] = field(default_factory=dict)
     shared_decodes: int = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,13 +21,15 @@ from nvpstore.adapters.stored import load_adapter
 from nvpstore.codec.artifact import content_rgb, load_decoder, load_latents, shown_rgb
 from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
-from nvpstore.errors import SourceError
+from nvpstore.query.read_ahead import ahead
 from nvpstore.storage.objects import ObjectStore
-from nvpstore.storage.originals import source_path
+from nvpstore.storage.originals import original_file
+from nvpstore.storage.range_cache import RangeCache
+from nvpstore.storage.ranges import Prefetched, RangeReader, RangesRead, Traffic
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
-from nvpstore.types import RGB_STAGE, FrameBatch, SegmentRecord, SourceScan
+from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan
 from nvpstore.video.source import probe, read_frames
 
 if TYPE_CHECKING:
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from nvpstore.query.plan import Scan
     from nvpstore.query.routes import Route
     from nvpstore.query.steps import Batch
+
+# Adapters that a query passes over lie between those that it uses: these many bytes cost less than a request.
+ADAPTER_BRIDGE_BYTES = 64 << 10
 
 IMAGE_OPTIONS: Mapping[str, Mapping[str, object]] = {
     "png": {"compress_level": 3},
@@ -94,6 +101,7 @@ class FetchedSegment:
     width: int
     prefix_bytes: int
     latents_bytes: int
+    traffic: Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,29 +112,32 @@ class LoadedRoute:
     cut: str
     adapter: MicroAdapter | None
     route_bytes: int
+    traffic: Traffic
 
 
 class TorchOperators:
     """Runs on CUDA where there is a device, else on the CPU."""
 
-    def __init__(self, store: ObjectStore, *, threads: int) -> None:
+    def __init__(
+        self, store: ObjectStore, *, threads: int, cache_dir: Path | None = None, cache_bytes: int = 0
+    ) -> None:
+        """`cache_dir` is the archive's own cache folder; without one, nothing that is fetched is kept."""
         self.store = store
+        self._originals = None if cache_dir is None else _cache(cache_dir / "originals", cache_bytes)
+        ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
+        self._ranges = RangeReader(store, cache=ranges)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
 
     def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> FetchedSegment:
-        """One ranged GET of the stage prefix, one of the latents; both verified by digest."""
+        """The stage prefix by one request, the latents by one more; each row group verified by digest."""
         record = snapshot.segment(video_id, segment)
         video = snapshot.video(video_id)
-        prefix = record.prefix(stage)
-        data = self.store.get_range(prefix.key, prefix.offset, prefix.size_bytes)
-        names = [name for name, _ in record.stages]
-        groups = [group for _, group in record.stages[: names.index(stage) + 1]]
-        tensors = decode_stages(data, prefix.offset, snapshot.footer(prefix.key), groups)
-        at = record.latents
-        latents = decode_latents(
-            self.store.get_range(at.key, at.offset, at.size_bytes), at.offset, snapshot.footer(at.key), at
-        )
+        *groups, at = wanted = _segment_ranges(record, stage)
+        read = self._read(wanted, snapshot)
+        prefix = b"".join(read.data[:-1])
+        tensors = decode_stages(prefix, groups[0].offset, snapshot.footer(groups[0].key), groups)
+        latents = decode_latents(read.data[-1], at.offset, snapshot.footer(at.key), at)
         arch = Architecture.from_json(record.architecture)
         return FetchedSegment(
             record=record,
@@ -135,23 +146,38 @@ class TorchOperators:
             latents=load_latents(latents).to(self.device),
             height=video.height,
             width=video.width,
-            prefix_bytes=prefix.size_bytes,
+            prefix_bytes=len(prefix),
             latents_bytes=at.size_bytes,
+            traffic=read.traffic,
         )
 
     def load(self, snapshot: Snapshot, route: Route, scan: Scan) -> LoadedRoute:
-        """The adapter by one ranged GET; the backbone is built once a process."""
+        """The adapter by one request, if it was not begun before; the backbone is built once a process."""
         assert scan.task is not None, "frames have no route to load"
         task = load(TaskSpec.from_json(scan.task.spec), self.device)
         if route.adapter is None:
-            return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0)
+            return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0, traffic=Traffic())
         at = route.adapter
-        data = self.store.get_range(at.key, at.offset, at.size_bytes)
-        tensors = decode_route(data, snapshot.footer(at.key), at)
+        read = self._read([at], snapshot)
+        tensors = decode_route(read.data[0], snapshot.footer(at.key), at)
         adapter = load_adapter(tensors, route.stages, task.backbone.cut(route.cut).shapes)
         return LoadedRoute(
-            task=task, cut=route.cut, adapter=adapter.to(self.device), route_bytes=at.size_bytes
+            task=task,
+            cut=route.cut,
+            adapter=adapter.to(self.device),
+            route_bytes=at.size_bytes,
+            traffic=read.traffic,
         )
+
+    def prefetch(
+        self, snapshot: Snapshot, *, segment: tuple[str, int, str] | None, adapters: tuple[ByteRange, ...]
+    ) -> Prefetched:
+        """Begins what `fetch` and `load` will need: a segment up to a stage, adapters of a routes object."""
+        wanted = list(adapters)
+        if segment is not None:
+            video_id, number, stage = segment
+            wanted += _segment_ranges(snapshot.segment(video_id, number), stage)
+        return self._ranges.prefetch(wanted, as_of=snapshot.number, bridge_bytes=ADAPTER_BRIDGE_BYTES)
 
     @torch.inference_mode()
     def decode(
@@ -217,38 +243,55 @@ class TorchOperators:
     ) -> Iterator[FrameBatch]:
         """Frames with start ≤ ts < end, at source size, in order."""
         video = snapshot.video(video_id)
-        for record in snapshot.segments(video_id):
-            ts = (record.pts - (video.pts_origin or 0)) * float(video.time_base)
-            inside = np.flatnonzero(
-                (ts >= (-np.inf if start is None else start)) & (ts < (np.inf if end is None else end))
-            )
-            if not len(inside):
-                continue
-            handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
-            for part in np.split(inside, range(batch_frames, len(inside), batch_frames)):
-                pixels = self.decode(handle, part + record.start_frame, (RGB_STAGE,))[RGB_STAGE]
-                assert isinstance(pixels, DecodedPixels), "the rgb stage gives pixels"
-                # TxCxHxW -> TxHxWxC
-                rgb = pixels.for_people().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                yield FrameBatch(
-                    first_frame=int(part[0]) + record.start_frame, rgb_thwc=rgb, pts=record.pts[part]
-                )
+        origin, time_base = video.pts_origin or 0, float(video.time_base)
+        first, last = (-np.inf if start is None else start), (np.inf if end is None else end)
+        inside: dict[int, NDArray[np.int64]] = {}
+        records = snapshot.segments(video_id)
+        for record in records:
+            ts = (record.pts - origin) * time_base
+            inside[record.segment] = np.flatnonzero((ts >= first) & (ts < last))
+
+        def begin(record: SegmentRecord) -> Prefetched:
+            return self.prefetch(snapshot, segment=(video_id, record.segment, RGB_STAGE), adapters=())
+
+        needed = [record for record in records if len(inside[record.segment])]
+        with closing(ahead(needed, begin)) as turns:
+            for record in turns:
+                handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
+                yield from self._shown(handle, inside[record.segment], batch_frames)
+
+    def _shown(
+        self, handle: FetchedSegment, positions: NDArray[np.int64], batch_frames: int
+    ) -> Iterator[FrameBatch]:
+        """A segment's frames at `positions` [t] in it, as people see them."""
+        record = handle.record
+        for part in np.split(positions, range(batch_frames, len(positions), batch_frames)):
+            pixels = self.decode(handle, part + record.start_frame, (RGB_STAGE,))[RGB_STAGE]
+            assert isinstance(pixels, DecodedPixels), "the rgb stage gives pixels"
+            # TxCxHxW -> TxHxWxC
+            rgb = pixels.for_people().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            first = int(part[0]) + record.start_frame
+            yield FrameBatch(first_frame=first, rgb_thwc=rgb, pts=record.pts[part])
 
     def _source_scan(self, snapshot: Snapshot, video_id: str) -> SourceScan:
         """What reading the original at any frame needs, from the catalog instead of a pass over the file."""
         video = snapshot.video(video_id)
-        path = source_path(self.store, video.source_uri)
-        if path is None or not path.is_file():
-            raise SourceError(
-                f"the original of {video.name} ({video_id}) is not at hand"
-                + (f": looked at {video.source_uri}" if video.source_uri else ": it was not kept")
-            )
-        if (found := path.stat().st_size) != video.source_bytes:
-            raise SourceError(
-                f"{path} is not the file that was ingested: {found} bytes, expected {video.source_bytes}"
-            )
+        path = original_file(self.store, video, cache=self._originals, as_of=snapshot.number)
         pts = np.concatenate([segment.pts for segment in snapshot.segments(video_id)])
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
+
+    def _read(self, wanted: Sequence[ByteRange], snapshot: Snapshot) -> RangesRead:
+        return self._ranges.read_counted(wanted, as_of=snapshot.number)
+
+
+def _cache(folder: Path, budget_bytes: int) -> RangeCache:
+    return RangeCache(folder, budget_bytes=budget_bytes)
+
+
+def _segment_ranges(record: SegmentRecord, stage: str) -> list[ByteRange]:
+    """The row groups of all stages up to and including `stage`, which are neighbours, and the latents."""
+    names = [name for name, _ in record.stages]
+    return [*(group for _, group in record.stages[: names.index(stage) + 1]), record.latents]
 
 
 def _image_rows(rgb_tchw: Tensor, batch: Batch, image_format: str) -> pa.Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,22 +17,26 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import CodecError, NvpError, QueryError
 from nvpstore.query.measured import Measured
-from nvpstore.query.plan import Group, Plan, Scan, Skipped, Snapshot, Step, deepest, iterate_steps
+from nvpstore.query.plan import Group, Plan, Scan, Skipped, Snapshot, Step, deepest
+from nvpstore.query.read_ahead import Fetching, steps_ahead
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import Route
 from nvpstore.query.rows import attach, free_rows
-from nvpstore.types import RGB_STAGE
+from nvpstore.storage.ranges import Traffic
+from nvpstore.types import RGB_STAGE, ByteRange
 
 BATCH_FRAMES = 32
 
 
 class SegmentHandle(Protocol):
-    """A segment's fetched weights and latents. Bytes are those that really travelled."""
+    """A segment's weights and latents: their bytes as indexed, and what it took to have them here."""
 
     @property
     def prefix_bytes(self) -> int: ...
     @property
     def latents_bytes(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
 
 
 class RouteHandle(Protocol):
@@ -39,6 +44,8 @@ class RouteHandle(Protocol):
 
     @property
     def route_bytes(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,7 @@ class Batch:
     ts: NDArray[np.float64]
 
 
-class Operators(Protocol):
+class Operators(Fetching, Protocol):
     """The tensor side of a query. Values between its methods are opaque to the planner and the runner;
     `snapshot` is the one that the query was given.
 
@@ -59,7 +66,7 @@ class Operators(Protocol):
     """
 
     def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> SegmentHandle:
-        """One ranged GET of the stages up to and including `stage`, one of the latents; verified."""
+        """The stages up to and including `stage` and the latents, verified: one request each."""
 
     def load(self, snapshot: Any, route: Route, scan: Scan) -> RouteHandle:
         """The route's adapter (`route.adapter`, None for pixel and source routes) and the task's tail."""
@@ -108,8 +115,9 @@ def run_plan(
     runner = Runner(
         plan, operators, snapshot=snapshot, measured=measured, cancel=cancel, batch_frames=batch_frames
     )
-    for step, groups in iterate_steps(plan):
-        runner.step(step, groups)
+    with closing(steps_ahead(plan, operators, snapshot)) as steps:
+        for step, groups in steps:
+            runner.step(step, groups)
     return runner.outcome()
 
 
@@ -136,6 +144,7 @@ class Runner:
         self._rows: list[list[pa.Table]] = [[] for _ in plan.scans]
         self._skipped: list[Skipped] = list(plan.skipped)
         self._read_sources: set[str] = set()
+        self._read_adapters: set[ByteRange] = set()
 
     def step(self, step: Step, groups: list[Group]) -> None:
         """Fetches and decodes one segment once and takes every scan's rows from it."""
@@ -190,6 +199,13 @@ class Runner:
             self._read_sources.add(step.video_id)
             self._measured.source_bytes += self._plan.segments[(step.video_id, step.segment)].source_bytes
 
+    def note_route(self, route: Route, handle: RouteHandle) -> None:
+        self._measured.traffic += handle.traffic
+        # An adapter of video or archive scope is one row group however many segments use it.
+        if route.adapter is not None and route.adapter not in self._read_adapters:
+            self._read_adapters.add(route.adapter)
+            self._measured.route_bytes += handle.route_bytes
+
     def fail(self, step: Step, scans: set[int], doing: str, cause: Exception) -> None:
         """Notes the segment as skipped for `scans`, or raises where one of them does not allow that."""
         asked = [self._plan.scans[index] for index in sorted(scans)]
@@ -243,6 +259,7 @@ class _SegmentWork:
         measured.fetches += 1
         measured.prefix_bytes += handle.prefix_bytes
         measured.latents_bytes += handle.latents_bytes
+        measured.traffic += handle.traffic
         return handle
 
     def _load_routes(self) -> None:
@@ -257,7 +274,7 @@ class _SegmentWork:
             except Exception as cause:
                 self._fail({index}, f"loading the {route.route} route", cause)
                 continue
-            self._runner.measured.route_bytes += self._routes[index].route_bytes
+            self._runner.note_route(route, self._routes[index])
 
     def _batch(self, handle: SegmentHandle | None, group: Group, frames: NDArray[np.int64]) -> None:
         features = self._decode(handle, group, frames)

@@ -131,9 +131,9 @@ class RangeCache:
 
         Raises StoreError where something cannot be removed.
         """
-        if not self.folder.is_dir():
-            return
         try:
+            # Made where there is none yet: the mark is for readers that have put nothing so far.
+            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / _LOCK):
                 self._mark_erased(owner, erased_at)
                 # A put in flight holds the folder open, not its name: what it still writes goes with it.

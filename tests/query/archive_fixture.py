@@ -27,6 +27,8 @@ from nvpstore.query.result import Result
 from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Batch
+from nvpstore.storage.ranges import Traffic
+from nvpstore.types import ByteRange
 
 CATALOG = Path(nvpstore.catalog.__file__).parent
 LABELS = ("cat", "dog", "car", "bike", "tree", "person", "boat", "bird")
@@ -222,6 +224,7 @@ class FakeHandle:
     stage: str
     prefix_bytes: int
     latents_bytes: int
+    traffic: Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +232,17 @@ class FakeRoute:
     route: Route
     scan: Scan
     route_bytes: int
+    traffic: Traffic
+
+
+@dataclass(slots=True)
+class FakeHeld:
+    segment: tuple[str, int, str] | None
+    adapters: tuple[ByteRange, ...]
+    dropped: bool = False
+
+    def drop(self) -> None:
+        self.dropped = True
 
 
 @dataclass(slots=True)
@@ -236,6 +250,7 @@ class CountingOperators:
     """Numpy in place of tensors: an answer depends on task version, video and frame alone."""
 
     fetches: list[tuple[str, int, str]] = field(default_factory=list)
+    ahead: list[FakeHeld] = field(default_factory=list)
     decoded: Counter[tuple[str, int]] = field(default_factory=Counter)
     deepest: list[tuple[str, ...]] = field(default_factory=list)
     tails: int = 0
@@ -246,12 +261,23 @@ class CountingOperators:
         self.fetches.append((video_id, segment, stage))
         prefix = sum(STAGE_BYTES[: STAGES.index(stage) + 1])
         return FakeHandle(
-            video_id=video_id, segment=segment, stage=stage, prefix_bytes=prefix, latents_bytes=LATENTS_BYTES
+            video_id=video_id,
+            segment=segment,
+            stage=stage,
+            prefix_bytes=prefix,
+            latents_bytes=LATENTS_BYTES,
+            traffic=Traffic(requests=2, store_bytes=prefix + LATENTS_BYTES),
         )
 
     def load(self, snapshot: Any, route: Route, scan: Scan) -> FakeRoute:
         size = route.adapter.size_bytes if route.adapter is not None else 0
-        return FakeRoute(route=route, scan=scan, route_bytes=size)
+        traffic = Traffic(requests=1, store_bytes=size) if size else Traffic()
+        return FakeRoute(route=route, scan=scan, route_bytes=size, traffic=traffic)
+
+    def prefetch(self, snapshot: Any, *, segment: Any, adapters: Any) -> FakeHeld:
+        held = FakeHeld(segment=segment, adapters=adapters)
+        self.ahead.append(held)
+        return held
 
     def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...]) -> dict[str, Any]:
         assert STAGES.index(taps[-1]) <= STAGES.index(handle.stage), "decoded deeper than was fetched"

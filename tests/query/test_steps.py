@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvpstore.errors import CodecError, IntegrityError, QueryError
+from nvpstore.errors import CodecError, IntegrityError, QueryError, StoreError
 from nvpstore.query.run import execute
 from tests.query.archive_fixture import (
     LATENTS_BYTES,
@@ -188,6 +188,101 @@ def test_features_are_dropped_after_their_last_reader(snapshot: FixtureSnapshot)
 
     ask(snapshot, "SELECT label FROM labels", Watching(), batch_frames=16)
     assert len(alive) > 10
+
+
+class TestReadAhead:
+    """What the next steps fetch is begun before their turn, and let go of after it."""
+
+    def segments(self, operators: CountingOperators) -> list[Any]:
+        return [held for held in operators.ahead if held.segment is not None]
+
+    def test_the_next_steps_are_begun_in_order_and_not_too_early(self, snapshot: FixtureSnapshot) -> None:
+        begun_at_fetch: list[int] = []
+
+        class Watching(CountingOperators):
+            def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> Any:
+                begun_at_fetch.append(len([held for held in self.ahead if held.segment is not None]))
+                assert (video_id, segment, stage) in [held.segment for held in self.ahead]
+                return super().fetch(snapshot, video_id, segment, stage)
+
+        operators = Watching()
+        ask(snapshot, "SELECT label FROM labels", operators)
+        assert [held.segment for held in self.segments(operators)] == operators.fetches
+        steps = len(operators.fetches)
+        assert begun_at_fetch == [min(turn + 1 + 4, steps) for turn in range(steps)]
+        assert all(held.dropped for held in operators.ahead)
+
+    def test_at_most_four_wait_beside_the_present_one(self, snapshot: FixtureSnapshot) -> None:
+        most = 0
+
+        class Watching(CountingOperators):
+            def decode(self, handle: Any, frames: Any, taps: tuple[str, ...]) -> Any:
+                nonlocal most
+                most = max(most, sum(held.segment is not None and not held.dropped for held in self.ahead))
+                return super().decode(handle, frames, taps)
+
+        ask(snapshot, "SELECT label FROM labels", Watching())
+        assert most == 1 + 4
+
+    def test_the_adapters_of_a_video_are_asked_for_at_once(self, snapshot: FixtureSnapshot) -> None:
+        operators = CountingOperators()
+        ask(snapshot, "SELECT label FROM labels WHERE segment < 3", operators)
+        adapters = [held.adapters for held in operators.ahead if held.adapters]
+        assert [len(ranges) for ranges in adapters] == [3, 2, 1]  # segments of the three videos
+        assert [len({wanted.key for wanted in ranges}) for ranges in adapters] == [1, 1, 1]
+
+    def test_adapters_are_held_until_their_last_segment(self, snapshot: FixtureSnapshot) -> None:
+        class Watching(CountingOperators):
+            def load(self, snapshot: Any, route: Any, scan: Any) -> Any:
+                assert any(route.adapter in held.adapters and not held.dropped for held in self.ahead)
+                return super().load(snapshot, route, scan)
+
+        operators = Watching()
+        ask(snapshot, "SELECT label FROM labels", operators)
+        assert all(held.dropped for held in operators.ahead)
+
+    def test_adapters_held_at_once_are_bounded(
+        self, snapshot: FixtureSnapshot, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("nvpstore.query.read_ahead.ADAPTER_BYTES", 700)
+        operators = CountingOperators()
+        ask(snapshot, f"SELECT label FROM labels WHERE video_id = '{A}'", operators)
+        assert [len(held.adapters) for held in operators.ahead if held.adapters] == [2, 2]
+
+    def test_the_source_route_has_nothing_to_begin(self, snapshot: FixtureSnapshot) -> None:
+        operators = CountingOperators()
+        ask(snapshot, f"SELECT label FROM labels(route := 'source') WHERE video_id = '{A}'", operators)
+        assert operators.ahead == []
+
+    @pytest.mark.parametrize("at", ["fetch", "tail"])
+    def test_an_error_lets_go_of_everything(self, snapshot: FixtureSnapshot, at: str) -> None:
+        operators = Broken(IntegrityError("bytes differ"), at=at)
+        with pytest.raises(IntegrityError):
+            ask(snapshot, "SELECT label FROM labels", operators)
+        assert operators.ahead
+        assert all(held.dropped for held in operators.ahead)
+
+    def test_cancelling_lets_go_of_everything(self, snapshot: FixtureSnapshot) -> None:
+        cancel = threading.Event()
+
+        class Cancelling(CountingOperators):
+            def tail(self, route: Any, features: Any) -> Any:
+                cancel.set()
+                return super().tail(route, features)
+
+        operators = Cancelling()
+        with pytest.raises(QueryError, match="cancelled"):
+            ask(snapshot, "SELECT label FROM labels", operators, cancel=cancel, batch_frames=4)
+        assert len(self.segments(operators)) == 5
+        assert all(held.dropped for held in operators.ahead)
+
+    def test_what_cannot_be_begun_is_the_step_s_own_error(self, snapshot: FixtureSnapshot) -> None:
+        class Refusing(CountingOperators):
+            def prefetch(self, snapshot: Any, *, segment: Any, adapters: Any) -> Any:
+                raise StoreError("the line is dead")
+
+        found = ask(snapshot, "SELECT label FROM labels", Refusing()).fetchall()
+        assert found == ask(snapshot, "SELECT label FROM labels").fetchall()
 
 
 def test_planning_imports_no_torch() -> None:

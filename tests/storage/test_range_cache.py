@@ -207,9 +207,10 @@ class TestForgetting:
         cache.forget(VIDEO, erased_at=5)
         assert list(cache.folder.glob(".trash-*")) == []
 
-    def test_where_there_is_no_cache_there_is_nothing_to_forget(self, tmp_path: Path) -> None:
-        RangeCache(tmp_path / "none", budget_bytes=1).forget(VIDEO, erased_at=1)
-        assert not (tmp_path / "none").exists()
+    def test_a_reader_that_has_put_nothing_yet_is_refused_too(self, cache: RangeCache) -> None:
+        cache.forget(VIDEO, erased_at=5)
+        cache.put(*piece(1), as_of=4)
+        assert cache.owners() == frozenset()
 
     def test_what_cannot_be_removed_is_an_error(
         self, cache: RangeCache, monkeypatch: pytest.MonkeyPatch
