@@ -113,13 +113,13 @@ class OpenIndex:
         connection = duckdb.connect(":memory:")
         try:
             self.attach(connection)
-            connection.execute("ATTACH ':memory:' AS idx; USE idx; CREATE SCHEMA store")
-            for table in (*TABLES, "snapshot"):
-                connection.execute(f"CREATE VIEW store.{table} AS {self._rows_of(table)}")
-            connection.execute(VIEWS_SQL)
-            connection.execute("USE memory")
-            for view in VIEWS:
-                connection.execute(f"CREATE VIEW {view} AS FROM idx.main.{view}")
+            tables = [f"CREATE VIEW store.{name} AS {self._rows_of(name)};" for name in (*TABLES, "snapshot")]
+            views = [f"CREATE VIEW {view} AS FROM idx.main.{view};" for view in VIEWS]
+            # One call: each one waits for DuckDB's own thread.
+            connection.execute(
+                f"ATTACH ':memory:' AS idx; USE idx; CREATE SCHEMA store; {''.join(tables)} {VIEWS_SQL} "
+                f"USE memory; {''.join(views)}"
+            )
         except BaseException:
             connection.close()
             raise

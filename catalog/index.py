@@ -20,7 +20,7 @@ from filelock import FileLock
 from nvpstore.catalog import files, roots, tables
 from nvpstore.catalog.files import BUILDING, OpenIndex, list_indexes, remove_files
 from nvpstore.catalog.snapshot import Snapshot
-from nvpstore.catalog.sync import Applied, apply_entries, read_ahead
+from nvpstore.catalog.sync import Applied, apply_log
 from nvpstore.catalog.workspace import IndexPosition, Workspace, read_tables
 from nvpstore.config import load_settings
 from nvpstore.errors import ArchiveError, IntegrityError, ObjectMissing, StoreError
@@ -173,8 +173,7 @@ class Catalog:
         """The index of all entries, from `start` and those since."""
         after, digest = (start.number, start.digest) if start else (-1, "")
         with contextlib.closing(Workspace(self.folder, start.index if start else None)) as workspace:
-            entries = read_ahead(self.log, after=after, checksum=digest)
-            done = apply_entries(workspace, self._store, entries)
+            done = apply_log(workspace, self.log, after=after, checksum=digest)
             position = self._position(start, done)
             if start is None or done.erased or _outgrown(start, position.number, workspace.touched):
                 file = files.base_file(self.folder, position.number, position.digest)
@@ -184,9 +183,7 @@ class Catalog:
                 file = files.delta_file(position.number, position.digest, base)
                 self._write(file, lambda path: workspace.write_delta(path, position))
         snapshot = _opened(file)
-        # After an erasure no file may stay that holds what people called the video.
-        keep = [*file.paths, *(start.index.file.paths if start and not done.erased else ())]
-        remove_files(self.folder, keep=keep, in_use_too=bool(done.erased))
+        self._tidy(snapshot, before=None if done.erased else start)
         self._remove_traces(snapshot.erased(after=after))
         return snapshot
 
@@ -212,16 +209,21 @@ class Catalog:
                 raise IntegrityError(f"{checkpoint.key} is of another log")
             self._write(file, lambda path: workspace.write_checkpointed(path, parquet))
         snapshot = _opened(file)
+        self._tidy(snapshot, before=None)
         self._remove_traces(snapshot.erased())
         return snapshot
 
     def _position(self, start: Snapshot | None, done: Applied) -> IndexPosition:
-        grace = start.grace_seconds if start else done.grace_seconds
-        number, digest = (start.number, start.digest) if start else (-1, "")
-        if done.last is not None:
-            number, digest = done.last.number, done.last.checksum
+        if done.last is None:
+            raise StoreError(
+                f"the log of {self._store.root} ends before entry {start.number if start else 0}"
+            )
         return IndexPosition(
-            archive_id=self.archive_id, number=number, digest=digest, grace_seconds=grace or 0
+            archive_id=self.archive_id,
+            number=done.last.number,
+            digest=done.last.checksum,
+            grace_seconds=start.grace_seconds if start else done.grace_seconds or 0,
+            latest_attempt=max(done.latest_attempt, start.latest_attempt if start else ""),
         )
 
     @contextlib.contextmanager
@@ -249,6 +251,8 @@ class Catalog:
     def _newest(self) -> Snapshot | None:
         """The newest index that belongs to this log and can be read, if any."""
         for file in list_indexes(self.folder):
+            if self._current is not None and self._current.index.file == file:
+                return self._current
             if not self._is_of_this_log(file):
                 continue
             with contextlib.suppress(duckdb.Error, OSError):  # half written, damaged, or removed just now
@@ -265,6 +269,14 @@ class Catalog:
             return self.log.read(file.number).checksum.startswith(file.digest)
         except ObjectMissing:
             return False
+
+    def _tidy(self, current: Snapshot, *, before: Snapshot | None) -> None:
+        """Remove older files, but keep `before`, which others may be opening just now, and what is in use.
+
+        Without `before` something may have been erased since the older files: then none of them stays.
+        """
+        keep = [path for index in (current, before) if index for path in index.index.file.paths]
+        remove_files(self.folder, keep=keep, in_use_too=before is None)
 
     def _remove_traces(self, video_ids: Iterable[str]) -> None:
         for video_id in video_ids:

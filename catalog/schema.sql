@@ -4,7 +4,8 @@
 CREATE SCHEMA store;
 
 CREATE TABLE store.snapshot (
-    archive_id VARCHAR, log_number BIGINT, log_digest VARCHAR, grace_seconds BIGINT, schema_version INTEGER
+    archive_id VARCHAR, log_number BIGINT, log_digest VARCHAR, grace_seconds BIGINT, latest_attempt VARCHAR,
+    schema_version INTEGER
 );
 
 -- Owners whose rows here stand for those of the base; empty in a base.

@@ -100,6 +100,8 @@ class Snapshot:
         self.archive_id: str = row["archive_id"]
         self.digest: str = row["log_digest"]
         self.grace_seconds: int = row["grace_seconds"]
+        # No attempt that was committed up to here sorts above it.
+        self.latest_attempt: str = row["latest_attempt"]
         self.schema_version: int = row["schema_version"]
 
     @property

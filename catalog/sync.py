@@ -1,4 +1,7 @@
-"""From log entries to rows: read what is new, fold it, fetch what came into force, and change the tables."""
+"""From log entries to rows: read what is new, fold it, fetch what came into force, and change the tables.
+
+All entries are folded before any object is fetched: what a later entry replaced or erased may be gone by now.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from nvpstore.catalog import rows
-from nvpstore.catalog.fold import OwnerState, fold, owners_of
+from nvpstore.catalog.fold import HeldObject, OwnerState, fold, owners_of
 from nvpstore.catalog.workspace import Workspace
 from nvpstore.errors import IntegrityError, ObjectMissing
 from nvpstore.storage.documents import decode_meta, decode_task
@@ -19,29 +22,47 @@ from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.parquet import footer_of
 from nvpstore.storage.tables import decode_manifest
-from nvpstore.types import StoredObject
 
-READERS = 16  # small objects: what counts is the store's latency
-_BATCH = 512  # entries whose objects are in memory at once
-_CONTENT = ("manifest", "routes", "meta", "task")  # objects whose content is indexed
+_READERS = 16  # small objects: what counts is the store's latency
+_ENTRIES = 1024  # entries that are folded at once
+_OBJECTS = 512  # objects whose rows are written at once
+_AHEAD = 64  # objects in memory whose rows are not made yet
 
 
 @dataclass(slots=True)
 class Applied:
-    """What `apply_entries` has done: the last entry, how many there were, and which videos they erased."""
+    """What `apply_log` has done. `last` is None where nothing was new; `grace_seconds` where entry 0 was not.
+
+    `erased` are the videos that the new entries erased, `latest_attempt` the greatest attempt of an entry.
+    """
 
     last: LogEntry | None = None
-    entries: int = 0
     erased: set[str] = field(default_factory=set)
     grace_seconds: int | None = None
+    latest_attempt: str = ""
 
 
-@dataclass(slots=True)
-class _Changes:
-    """Objects whose content comes into force, and goes out of it, by the net effect of a batch."""
+def apply_log(workspace: Workspace, log: Log, *, after: int, checksum: str) -> Applied:
+    """Apply all entries above `after`, whose checksum is given (-1 and "" for all).
 
-    added: list[tuple[ParsedKey, StoredObject, int]] = field(default_factory=list)
-    dropped: list[ParsedKey] = field(default_factory=list)
+    Raises IntegrityError naming an entry or object that is not what was committed, ObjectMissing.
+    """
+    done = Applied()
+    while True:
+        entries = read_ahead(log, after=after, checksum=checksum)
+        while batch := list(islice(entries, _ENTRIES)):
+            _fold(workspace, batch)
+            _note(done, batch)
+        if done.last is not None:
+            after, checksum = done.last.number, done.last.checksum
+        try:
+            _load(workspace, log.store)
+        except ObjectMissing:
+            # An erasure or a collection may have come between the entries and now: it has an entry, too.
+            if not _goes_on(log, after):
+                raise
+        else:
+            return done
 
 
 def read_ahead(log: Log, *, after: int, checksum: str) -> Iterator[LogEntry]:
@@ -50,7 +71,7 @@ def read_ahead(log: Log, *, after: int, checksum: str) -> Iterator[LogEntry]:
 
     Raises IntegrityError naming the entry that differs, ArchiveError for a newer format.
     """
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(_READERS) as readers:
         ahead: deque[Future[LogEntry]] = deque()
         number, window = after + 1, 1
         try:
@@ -65,25 +86,10 @@ def read_ahead(log: Log, *, after: int, checksum: str) -> Iterator[LogEntry]:
                 yield entry
                 checksum, number = entry.checksum, number + 1
                 # A log that goes on is likely to go on further; past its end nothing should be asked for.
-                window = min(2 * window, 2 * READERS)
+                window = min(2 * window, 2 * _READERS)
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def apply_entries(workspace: Workspace, store: ObjectStore, entries: Iterable[LogEntry]) -> Applied:
-    """Apply `entries` in order. Raises IntegrityError naming an object that is not what was committed."""
-    done = Applied()
-    iterator = iter(entries)
-    with ThreadPoolExecutor(READERS) as readers:
-        while batch := list(islice(iterator, _BATCH)):
-            _apply(workspace, store, readers, batch)
-            done.last = batch[-1]
-            done.entries += len(batch)
-            done.erased |= {entry.subject for entry in batch if entry.kind == "erase"}
-            if batch[0].kind == "init":
-                done.grace_seconds = batch[0].grace_seconds
-    return done
 
 
 def _check_link(log: Log, entry: LogEntry, previous: str) -> None:
@@ -94,21 +100,27 @@ def _check_link(log: Log, entry: LogEntry, previous: str) -> None:
         )
 
 
-def _apply(
-    workspace: Workspace, store: ObjectStore, readers: ThreadPoolExecutor, batch: list[LogEntry]
-) -> None:
+def _goes_on(log: Log, number: int) -> bool:
+    try:
+        log.read(number + 1)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _note(done: Applied, batch: list[LogEntry]) -> None:
+    done.last = batch[-1]
+    done.latest_attempt = max([done.latest_attempt, *(entry.attempt for entry in batch)])
+    done.erased |= {entry.subject for entry in batch if entry.kind == "erase"}
+    if batch[0].kind == "init":
+        done.grace_seconds = batch[0].grace_seconds
+
+
+def _fold(workspace: Workspace, batch: list[LogEntry]) -> None:
     before = workspace.states({owner for entry in batch for owner in owners_of(entry)})
     after = {owner: OwnerState(dict(state.objects), state.erased) for owner, state in before.items()}
     for entry in batch:
         fold(after, entry)
-    _save_states(workspace, before, after)
-    changes = _changes(before, after)
-    _drop(workspace, changes.dropped)
-    contents = list(readers.map(store.get_verified, (obj for _, obj, _ in changes.added)))
-    _add(workspace, changes.added, contents)
-
-
-def _save_states(workspace: Workspace, before: dict[str, OwnerState], after: dict[str, OwnerState]) -> None:
     changed = [owner for owner in after if after[owner] != before[owner]]
     known = [owner for owner in changed if before[owner] != OwnerState()]
     workspace.delete("objects", "owner", known)
@@ -119,23 +131,41 @@ def _save_states(workspace: Workspace, before: dict[str, OwnerState], after: dic
     workspace.insert("erased", ({"video_id": o, "log_number": n} for o, n in erased if n is not None))
 
 
-def _changes(before: dict[str, OwnerState], after: dict[str, OwnerState]) -> _Changes:
-    changes = _Changes()
-    for owner, state in after.items():
-        old, new = _content(before[owner]), _content(state)
-        changes.dropped += [parse_key(key) for key, number in old.items() if new.get(key) != number]
-        changes.added += [
-            (parse_key(key), state.objects[key].stored, number)
-            for key, number in new.items()
-            if old.get(key) != number
-        ]
-    return changes
+def _load(workspace: Workspace, store: ObjectStore) -> None:
+    """Make the rows those of the objects that are in force."""
+    _drop(workspace, [parse_key(key) for key in workspace.outdated()])
+    fetched = _fetched(store, workspace.missing())
+    while batch := list(islice(fetched, _OBJECTS)):
+        found: dict[str, list[rows.Row]] = {}
+        for _, new in batch:
+            for table, listed in new.items():
+                found.setdefault(table, []).extend(listed)
+        for table, listed in found.items():
+            workspace.insert(table, listed)
+        workspace.loaded([held for held, _ in batch])
+        workspace.name_videos([parse_key(held.stored.key).video_id for held, _ in batch])
 
 
-def _content(state: OwnerState) -> dict[str, int]:
-    """Indexed objects in force, with the number of the entry that named them last."""
-    in_force = state.in_force().items()
-    return {key: held.log_number for key, held in in_force if parse_key(key).kind in _CONTENT}
+def _fetched(
+    store: ObjectStore, wanted: Iterable[HeldObject]
+) -> Iterator[tuple[HeldObject, dict[str, list[rows.Row]]]]:
+    """The rows of each object, in order; the next ones are fetched meanwhile."""
+    waiting: deque[tuple[HeldObject, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        try:
+            for held in wanted:
+                waiting.append((held, readers.submit(store.get_verified, held.stored)))
+                if len(waiting) >= _AHEAD:
+                    yield _decoded(*waiting.popleft())
+            while waiting:
+                yield _decoded(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _decoded(held: HeldObject, content: Future[bytes]) -> tuple[HeldObject, dict[str, list[rows.Row]]]:
+    return held, _rows_of(held, content.result())
 
 
 def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
@@ -151,32 +181,22 @@ def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
     workspace.delete("tasks", "name || '/' || version", tasks)
 
 
-def _add(
-    workspace: Workspace, added: list[tuple[ParsedKey, StoredObject, int]], contents: list[bytes]
-) -> None:
-    found: dict[str, list[rows.Row]] = {}
-    for (key, obj, number), content in zip(added, contents, strict=True):
-        for table, new in _rows_of(key, obj, number, content).items():
-            found.setdefault(table, []).extend(new)
-    for table, new in found.items():
-        workspace.insert(table, new)
-    workspace.name_videos([key.video_id for key, _, _ in added if key.kind in ("manifest", "meta")])
-
-
-def _rows_of(key: ParsedKey, obj: StoredObject, number: int, content: bytes) -> dict[str, list[rows.Row]]:
-    if key.kind == "manifest":
-        return _manifest_rows(key, obj, content)
-    if key.kind == "routes":
-        return _route_rows(key, obj, content)
-    if key.kind == "meta":
+def _rows_of(held: HeldObject, content: bytes) -> dict[str, list[rows.Row]]:
+    key = held.stored.key
+    parsed = parse_key(key)
+    if parsed.kind == "manifest":
+        return _manifest_rows(key, parsed, content)
+    if parsed.kind == "routes":
+        return _route_rows(key, parsed, content)
+    if parsed.kind == "meta":
         return {"meta": [rows.meta_row(decode_meta(content))]}
-    return {"tasks": [rows.task_row(decode_task(content), number)]}
+    return {"tasks": [rows.task_row(decode_task(content), held.log_number)]}
 
 
-def _manifest_rows(key: ParsedKey, obj: StoredObject, content: bytes) -> dict[str, list[rows.Row]]:
+def _manifest_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, list[rows.Row]]:
     video = decode_manifest(content)
-    if video.video_id != key.video_id:
-        raise IntegrityError(f"{obj.key} is the manifest of video {video.video_id}")
+    if video.video_id != parsed.video_id:
+        raise IntegrityError(f"{key} is the manifest of video {video.video_id}")
     return {
         "videos": [rows.video_row(video)],
         "segments": list(rows.segment_rows(video)),
@@ -185,9 +205,9 @@ def _manifest_rows(key: ParsedKey, obj: StoredObject, content: bytes) -> dict[st
     }
 
 
-def _route_rows(key: ParsedKey, obj: StoredObject, content: bytes) -> dict[str, list[rows.Row]]:
-    found = rows.route_rows(obj.key, content)
-    if any((row["video_id"], row["version"]) != (key.video_id, key.version) for row in found):
-        raise IntegrityError(f"{obj.key} holds routes of another video or task version")
-    footers = rows.footer_rows(key.video_id, {obj.key: footer_of(content)})
+def _route_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, list[rows.Row]]:
+    found = rows.route_rows(key, content)
+    if any((row["video_id"], row["version"]) != (parsed.video_id, parsed.version) for row in found):
+        raise IntegrityError(f"{key} holds routes of another video or task version")
+    footers = rows.footer_rows(parsed.video_id, {key: footer_of(content)})
     return {"routes": found, "footers": list(footers)}

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from nvpstore.catalog import rows, tables
 from nvpstore.catalog.files import BUILDING, OpenIndex
-from nvpstore.catalog.fold import OwnerState
+from nvpstore.catalog.fold import HeldObject, OwnerState
 from nvpstore.catalog.tables import ORDERS, OWNERS, SCHEMA, TABLES, united
 from nvpstore.storage.checkpoints import TABLES as CHECKPOINT_TABLES
 from nvpstore.storage.keys import new_attempt
@@ -24,15 +24,22 @@ _ROW_GROUP = 16384
 _SMALL_BLOCK = 16384  # bytes; DuckDB's usual 262,144 would make every small file megabytes
 _MANY_OBJECTS = 10_000  # from here on a base has large blocks, which are read faster
 
+# Objects whose content is indexed.
+_IN_FORCE = (
+    "SELECT key, log_number FROM store.objects WHERE replaced_at IS NULL AND "
+    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/)')"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPosition:
-    """Which archive an index is of, and the last log entry in it."""
+    """Which archive an index is of, the last log entry in it, and the greatest attempt of any entry."""
 
     archive_id: str
     number: int
     digest: str
     grace_seconds: int
+    latest_attempt: str
 
 
 class Workspace:
@@ -48,10 +55,10 @@ class Workspace:
             if index is not None:
                 index.attach(self._connection)
             if index is not None and index.file.base is not None:
-                for table in (*TABLES, "touched"):
-                    self._run(f"INSERT INTO store.{table} FROM delta.store.{table}")
+                copies = (f"INSERT INTO store.{t} FROM delta.store.{t};" for t in (*TABLES, "touched"))
+                self._run("".join(copies))
+            self._run(f"CREATE TABLE store.loaded AS {_IN_FORCE}")
             touched = self._run("FROM store.touched").fetchall()
-            self._schemas = {table: self._arrow(f"FROM store.{table} LIMIT 0").schema for table in TABLES}
         except BaseException:
             self.close()
             raise
@@ -88,11 +95,33 @@ class Workspace:
         listed = list(new)
         if not listed:
             return
-        self._connection.register("new_rows", pa.Table.from_pylist(listed, schema=self._schemas[table]))
+        self._connection.register("new_rows", pa.Table.from_pylist(listed, schema=CHECKPOINT_TABLES[table]))
         try:
             self._run(f"INSERT INTO store.{table} BY NAME FROM new_rows")
         finally:
             self._connection.unregister("new_rows")
+
+    def outdated(self) -> list[str]:
+        """Objects whose rows are here though they are no longer in force; their rows no longer count."""
+        lost = f"FROM store.loaded ANTI JOIN ({_IN_FORCE}) USING (key, log_number)"
+        keys = [str(key) for (key,) in self._run(f"SELECT key {lost}").fetchall()]
+        self.delete("loaded", "key", keys)
+        return keys
+
+    def missing(self) -> list[HeldObject]:
+        """Objects in force whose rows are not here yet, oldest first."""
+        added = self._arrow(
+            f"SELECT * FROM store.objects SEMI JOIN (FROM ({_IN_FORCE}) ANTI JOIN store.loaded "
+            "USING (key, log_number)) USING (key) ORDER BY log_number, key"
+        )
+        return [rows.held_object(row) for row in added.to_pylist()]
+
+    def loaded(self, objects: Sequence[HeldObject]) -> None:
+        """The rows of `objects` are here now."""
+        self._connection.execute(
+            "INSERT INTO store.loaded SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[])",
+            [[held.stored.key for held in objects], [held.log_number for held in objects]],
+        )
 
     def name_videos(self, video_ids: Sequence[str]) -> None:
         """Let `videos` say what `meta` says of them."""
@@ -123,6 +152,7 @@ class Workspace:
             number=row["log_number"],
             digest=row["log_digest"],
             grace_seconds=row["grace_seconds"],
+            latest_attempt=row["latest_attempt"],
         )
 
     def write_delta(self, path: Path, position: IndexPosition) -> None:
@@ -135,20 +165,24 @@ class Workspace:
         if self._has_base:
             # Few owners are compared one by one, which skips row groups; many are looked up.
             given = ", ".join(f"'{owner}'" for owner in owners)
-            for table, owner in OWNERS.items():
-                self._run(f"INSERT INTO store.{table} FROM base.store.{table} WHERE {owner} IN ({given})")
+            copies = [
+                f"INSERT INTO store.{table} FROM base.store.{table} WHERE {owner} IN ({given});"
+                for table, owner in OWNERS.items()
+            ]
+            self._run(f"{''.join(copies)} INSERT INTO store.loaded {_IN_FORCE} AND owner IN ({given})")
         self._connection.execute("INSERT INTO store.touched SELECT unnest(?::VARCHAR[])", [owners])
         self._touched.update(owners)
 
     def _write(self, path: Path, position: IndexPosition, queries: dict[str, str], *, small: bool) -> None:
         block = f", BLOCK_SIZE {_SMALL_BLOCK}" if small else ""
         self._run(f"ATTACH '{_quoted(path)}' AS built (ROW_GROUP_SIZE {_ROW_GROUP}{block})")
-        self._run(f"USE built; {SCHEMA}; USE memory")
-        for table, query in queries.items():
-            order = ORDERS.get(table, "ALL")
-            self._run(f"INSERT INTO built.store.{table} BY NAME SELECT * FROM ({query}) ORDER BY {order}")
+        inserts = (
+            f"INSERT INTO built.store.{table} BY NAME FROM ({query}) ORDER BY {ORDERS.get(table, 'ALL')};"
+            for table, query in queries.items()
+        )
+        self._run(f"USE built; {SCHEMA} USE memory; {''.join(inserts)}")
         self._connection.execute(
-            "INSERT INTO built.store.snapshot VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO built.store.snapshot VALUES (?, ?, ?, ?, ?, ?)",
             [*astuple(position), tables.SCHEMA_VERSION],
         )
         self._run("CHECKPOINT built; DETACH built")

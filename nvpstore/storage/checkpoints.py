@@ -7,7 +7,7 @@ key-value metadata has `nvp:format` (the format version) and `nvp:kind` = `check
 
 | table | a row is |
 | --- | --- |
-| snapshot | the archive's id, number and checksum of the last entry folded, the grace; one row |
+| snapshot | archive's id, number and checksum of the last entry folded, grace, greatest attempt; one row |
 | erased | an erased video and the newest entry that erased it |
 | objects | a stored object: owner (video id or empty), newest entry naming it, when replaced (or null) |
 | videos | a video, with what its newest meta object says |
@@ -54,6 +54,7 @@ TABLES: dict[str, pa.Schema] = {
             "log_number": pa.int64(),
             "log_digest": pa.string(),
             "grace_seconds": pa.int64(),
+            "latest_attempt": pa.string(),
         }
     ),
     "erased": pa.schema({"video_id": pa.string(), "log_number": pa.int64()}),

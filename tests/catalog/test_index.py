@@ -17,7 +17,7 @@ from nvpstore.storage.keys import log_key
 from nvpstore.storage.objects import open_store
 
 VIEWS = ("videos", "segments", "tasks", "routes")
-TABLES = ("objects", "videos", "meta", "segments", "stages", "footers", "tasks", "routes")
+TABLES = ("objects", "erased", "videos", "meta", "segments", "stages", "footers", "tasks", "routes")
 
 
 def all_rows(snapshot: Snapshot) -> dict[str, list[Any]]:
