@@ -24,6 +24,7 @@ import pytest
 import nvpstore
 from nvpstore.config import load_settings
 from nvpstore.storage.keys import new_attempt
+from nvpstore.storage.objects import open_store
 
 if TYPE_CHECKING:
     from benchmarks.servers.weed import Weed
@@ -118,7 +119,7 @@ class Micro:
     """An archive of one real clip at the smallest preset. Tests only read it; `copy` makes one to change."""
 
     archive: Archive
-    root: Path
+    root: Path | str
     clip: Path
     video: VideoSummary
 
@@ -127,12 +128,17 @@ class Micro:
         return self.video.video_id
 
     def copy(self, folder: Path) -> Archive:
-        """The same archive elsewhere, with a cache of its own."""
-        shutil.copytree(self.root, folder / "archive")
-        return open_micro(folder / "archive", folder / "cache")
+        """The same archive elsewhere on the same store, with a cache of its own."""
+        if isinstance(self.root, Path):
+            shutil.copytree(self.root, folder / "archive")
+            return open_micro(folder / "archive", folder / "cache")
+        target = open_store(f"{self.root}-{new_attempt()}")
+        for key in self.archive.store.list():
+            target.put(key, self.archive.store.get(key))
+        return open_micro(target.root, folder / "cache")
 
 
-def open_micro(root: Path, cache: Path, *, create: bool = False) -> Archive:
+def open_micro(root: Path | str, cache: Path, *, create: bool = False) -> Archive:
     """An archive whose settings do not come from the environment, which changes from test to test."""
     return nvpstore.open(root, create=create, settings=load_settings({"NVP_CACHE": str(cache)}))
 
@@ -158,6 +164,20 @@ def real_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def micro(tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Micro:
     """`real_clip` as stored by `ingest`, with routes of the default task."""
     folder = tmp_path_factory.mktemp("micro")
-    archive = open_micro(folder / "archive", folder / "cache", create=True)
-    video = archive.ingest(real_clip, preset="micro", tags={"camera": "gate"}, device="cpu")
-    return Micro(archive=archive, root=folder / "archive", clip=real_clip, video=video)
+    return _ingested(folder / "archive", folder / "cache", real_clip)
+
+
+@pytest.fixture(scope="session")
+def micro_s3(weed: Weed, tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Iterator[Micro]:
+    """The same on a real S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in weed.environment.items():
+            patch.setenv(variable, value)
+        cache = tmp_path_factory.mktemp("micro-s3") / "cache"
+        yield _ingested(f"s3://tests/{new_attempt()}/micro", cache, real_clip)
+
+
+def _ingested(root: Path | str, cache: Path, clip: Path) -> Micro:
+    archive = open_micro(root, cache, create=True)
+    video = archive.ingest(clip, preset="micro", tags={"camera": "gate"}, device="cpu")
+    return Micro(archive=archive, root=root, clip=clip, video=video)

@@ -26,6 +26,15 @@ from tests.conftest import CLIP_FRAMES, Micro, open_micro
 
 pytestmark = pytest.mark.slow  # one fit
 
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def micro(request: pytest.FixtureRequest) -> Micro:
+    """The stored clip, once as files and once on a real S3 server."""
+    found: Micro = request.getfixturevalue("micro_s3" if request.param == "s3" else "micro")
+    return found
+
+
 LABELS = "SELECT frame, rank, label, score, ts, route FROM labels ORDER BY frame, rank"
 VIEWS = ("videos", "segments", "tasks", "routes")
 EXACT = (
@@ -65,6 +74,12 @@ def squared_errors(micro: Micro) -> NDArray[np.float64]:
     return ((stored.astype(np.float64) - source) ** 2).mean(axis=(1, 2, 3))
 
 
+def sizes_of(micro: Micro) -> dict[str, int]:
+    """Bytes of every object under the video, as the store says."""
+    store = micro.archive.store
+    return {key: store.size(key) for key in store.list(f"videos/{micro.video_id}/")}
+
+
 class TestVideos:
     def test_size_times_and_name_are_the_source_s(self, micro: Micro) -> None:
         source, pts, time_base = pyav_frames(micro.clip)
@@ -92,9 +107,9 @@ class TestVideos:
             assert segment["psnr"] == pytest.approx(psnr(part), abs=0.01)
 
     def test_stored_bytes_are_the_files_and_bpp_follows(self, micro: Micro) -> None:
-        files = [p for p in (micro.root / "videos" / micro.video_id).rglob("*") if p.is_file()]
+        sizes = sizes_of(micro)
         video = row(micro.archive, "SELECT * FROM videos")
-        assert video["stored_bytes"] == sum(path.stat().st_size for path in files)
+        assert video["stored_bytes"] == sum(sizes.values())
         pixels = video["width"] * video["height"] * video["frames"]
         assert video["bpp"] == pytest.approx(8 * video["stored_bytes"] / pixels)
 
@@ -118,9 +133,8 @@ class TestSegments:
             assert segment["start_ts"] == pytest.approx(start)
 
     def test_their_bytes_are_those_of_their_row_groups(self, micro: Micro) -> None:
-        folder = micro.root / "videos" / micro.video_id
-        files = [*folder.rglob("weights-*.parquet"), *folder.rglob("latents-*.parquet")]
-        total = sum(path.stat().st_size for path in files)
+        sizes = sizes_of(micro)
+        total = sum(size for key, size in sizes.items() if "/weights-" in key or "/latents-" in key)
         stored = row(micro.archive, "SELECT sum(stored_bytes)::BIGINT AS n FROM segments")["n"]
         assert 0.85 * total < stored < total  # what is left are footers
 
@@ -195,7 +209,7 @@ class TestRebuild:
         copy = micro.copy(tmp_path)
         before = [copy.sql(query).fetchall() for query in queries]
         shutil.rmtree(tmp_path / "cache")
-        fresh = open_micro(tmp_path / "archive", tmp_path / "cache")
+        fresh = open_micro(copy.store.root, tmp_path / "cache")
         fresh.rebuild_catalog()
         assert [fresh.sql(query).fetchall() for query in queries] == before
 

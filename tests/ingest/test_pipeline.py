@@ -14,7 +14,6 @@ import pytest
 from nvpstore.archive import Archive
 from nvpstore.errors import NvpError, SourceError, UsageError
 from nvpstore.ingest.pipeline import IngestProgress
-from nvpstore.storage import keys
 from nvpstore.storage.log import Log, LogDraft
 from tests.conftest import open_micro
 from tests.video.conftest import Clip, write_clip
@@ -24,9 +23,11 @@ pytestmark = pytest.mark.slow  # fits
 FIRST = "SELECT frame, label, route, fidelity FROM labels{} WHERE rank = 1 ORDER BY frame"
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return open_micro(tmp_path / "archive", tmp_path / "cache", create=True)
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
+    """An empty archive, once as files and once on a real S3 server."""
+    root = request.getfixturevalue("s3_root") if request.param == "s3" else tmp_path / "archive"
+    return open_micro(root, tmp_path / "cache", create=True)
 
 
 def clip(folder: Path, **fields: Any) -> Path:
@@ -170,8 +171,8 @@ class TestSound:
 
     def test_bpp_leaves_it_out_and_stored_bytes_count_it(self, archive: Archive, tmp_path: Path) -> None:
         video = archive.ingest(clip(tmp_path, frames=12, audio="aac"), preset="micro", tasks=())
-        folder = tmp_path / "archive/videos" / video.video_id
-        sizes = {p.name: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        found = archive.store.list(f"videos/{video.video_id}/")
+        sizes = {key.rpartition("/")[2]: archive.store.size(key) for key in found}
         assert video.stored_bytes == sum(sizes.values())
         assert sizes["audio.mka"] > 0
         pixels = 96 * 64 * 12
@@ -203,7 +204,8 @@ class TestKeptSources:
         video_id, content = self.stored(archive, tmp_path, "copy")
         archive.export(video_id, tmp_path / "o.mp4", original=True)
         assert (tmp_path / "o.mp4").read_bytes() == content
-        assert archive.store.get(keys.source_key(video_id)) == content
+        (kept,) = archive.store.list("sources/")
+        assert archive.store.get(kept) == content
         rows = archive.sql(FIRST.format("(route := 'source')")).fetchall()
         assert [(row[0], row[2]) for row in rows] == [(frame, "source") for frame in range(6)]
 
@@ -233,7 +235,7 @@ class TestKeptSources:
             archive.export(video_id, tmp_path / "o.mp4", original=True)
         with pytest.raises(NvpError, match=r"source"):
             archive.sql(FIRST.format("(route := 'source')"))
-        assert not (tmp_path / "archive/sources").exists()
+        assert archive.store.list("sources/") == []
 
 
 class Crash(BaseException):
@@ -247,16 +249,16 @@ class TestCrashes:
         path = clip(tmp_path)
         append: Callable[..., object] = Log.append
 
-        def crash(log: Log, draft: LogDraft) -> object:
+        def crash(log: Log, draft: LogDraft, **options: Any) -> object:
             if draft.kind == "video":
                 raise Crash
-            return append(log, draft)
+            return append(log, draft, **options)
 
         with monkeypatch.context() as patched:
             patched.setattr(Log, "append", crash)
             with pytest.raises(Crash):
                 archive.ingest(path, preset="micro", tasks=())
-        assert list((tmp_path / "archive/videos").rglob("manifest.parquet"))
+        assert [key for key in archive.store.list("videos/") if key.endswith("manifest.parquet")]
         for view in ("videos", "segments", "routes"):
             assert archive.sql(f"SELECT count(*) FROM {view}").fetchall() == [(0,)]
         assert archive.verify(deep=True).damages == ()
