@@ -140,7 +140,8 @@ def check(snapshot: Snapshot, history: History) -> None:
     assert snapshot.latest_attempt == max(entry.attempt for entry in history.entries())
 
 
-@settings(max_examples=10)
+# Each example is a whole archive.
+@settings(max_examples=settings.default.max_examples // 8)
 @given(steps=st.lists(step, min_size=4, max_size=14))
 def test_every_way_to_an_index_gives_the_same_rows(steps: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
