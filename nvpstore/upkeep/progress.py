@@ -25,23 +25,23 @@ OnProgress = Callable[[UpkeepProgress], None]
 
 
 class Counter:
-    """Adds up one phase's work from any number of threads and reports it."""
+    """Adds up one phase's work from any number of threads and reports it. `done` is how much so far."""
 
     def __init__(self, phase: str, total: int, report: OnProgress | None) -> None:
         self._phase, self._total, self._report = phase, total, report
-        self._done = 0
+        self.done = 0
         self._began = time.monotonic()
         self._one_thread = threading.Lock()
 
     def add(self, amount: int) -> None:
         with self._one_thread:
-            self._done += amount
+            self.done += amount
             if self._report is not None:
                 self._report(self._progress())
 
     def _progress(self) -> UpkeepProgress:
         elapsed = time.monotonic() - self._began
         left = None
-        if elapsed > _FIRST_GUESS_SECONDS and self._done:
-            left = elapsed * max(0, self._total - self._done) / self._done
-        return UpkeepProgress(phase=self._phase, done=self._done, total=self._total, eta_seconds=left)
+        if elapsed > _FIRST_GUESS_SECONDS and self.done:
+            left = elapsed * max(0, self._total - self.done) / self.done
+        return UpkeepProgress(phase=self._phase, done=self.done, total=self._total, eta_seconds=left)
