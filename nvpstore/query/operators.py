@@ -22,6 +22,7 @@ from nvpstore.codec.artifact import content_rgb, load_decoder, load_latents, sho
 from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.query.read_ahead import ahead
+from nvpstore.query.remembered import Remembered
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
@@ -126,18 +127,19 @@ class TorchOperators:
         self._originals = None if cache_dir is None else _cache(cache_dir / "originals", cache_bytes)
         ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
         self._ranges = RangeReader(store, cache=ranges)
+        self._index = Remembered()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
 
     def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> FetchedSegment:
         """The stage prefix by one request, the latents by one more; each row group verified by digest."""
-        record = snapshot.segment(video_id, segment)
-        video = snapshot.video(video_id)
+        record = self._index.segment(snapshot, video_id, segment)
+        video = self._index.video(snapshot, video_id)
         *groups, at = wanted = _segment_ranges(record, stage)
         read = self._read(wanted, snapshot)
         prefix = b"".join(read.data[:-1])
-        tensors = decode_stages(prefix, groups[0].offset, snapshot.footer(groups[0].key), groups)
-        latents = decode_latents(read.data[-1], at.offset, snapshot.footer(at.key), at)
+        tensors = decode_stages(prefix, groups[0].offset, self._index.footer(snapshot, groups[0].key), groups)
+        latents = decode_latents(read.data[-1], at.offset, self._index.footer(snapshot, at.key), at)
         arch = Architecture.from_json(record.architecture)
         return FetchedSegment(
             record=record,
@@ -159,7 +161,7 @@ class TorchOperators:
             return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0, traffic=Traffic())
         at = route.adapter
         read = self._read([at], snapshot)
-        tensors = decode_route(read.data[0], snapshot.footer(at.key), at)
+        tensors = decode_route(read.data[0], self._index.footer(snapshot, at.key), at)
         adapter = load_adapter(tensors, route.stages, task.backbone.cut(route.cut).shapes)
         return LoadedRoute(
             task=task,
@@ -176,7 +178,7 @@ class TorchOperators:
         wanted = list(adapters)
         if segment is not None:
             video_id, number, stage = segment
-            wanted += _segment_ranges(snapshot.segment(video_id, number), stage)
+            wanted += _segment_ranges(self._index.segment(snapshot, video_id, number), stage)
         return self._ranges.prefetch(wanted, as_of=snapshot.number, bridge_bytes=ADAPTER_BRIDGE_BYTES)
 
     @torch.inference_mode()
@@ -275,7 +277,7 @@ class TorchOperators:
 
     def _source_scan(self, snapshot: Snapshot, video_id: str) -> SourceScan:
         """What reading the original at any frame needs, from the catalog instead of a pass over the file."""
-        video = snapshot.video(video_id)
+        video = self._index.video(snapshot, video_id)
         path = original_file(self.store, video, cache=self._originals, as_of=snapshot.number)
         pts = np.concatenate([segment.pts for segment in snapshot.segments(video_id)])
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())

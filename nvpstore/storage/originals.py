@@ -82,8 +82,11 @@ def write_original(store: ObjectStore, video: OriginalOf, out: Path) -> None:
     """
     temporary = out.with_name(f".{out.name}.{new_attempt()}")
     try:
+        # Before much is fetched for nothing.
         if out.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not out.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         path = source_path(store, video.source_uri)
         if path is None:
             _fetch(*_origin(store, video), video, temporary)
