@@ -195,5 +195,5 @@ def main(root: str, video: str = "", folder: str = "") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (ValueError, OSError) as problem:
+    except (ValueError, KeyError, OSError) as problem:
         sys.exit(f"{sys.argv[0]}: {problem}")

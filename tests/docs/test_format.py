@@ -40,11 +40,12 @@ from nvpstore.types import (
     VideoMeta,
     VideoState,
 )
-from tests.conftest import Micro
+from tests.conftest import Micro, open_micro
 from tests.storage.test_tables import some_latents, some_routes, some_stages, some_video
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
+GOLDEN = Path(__file__).parents[1] / "golden" / f"format-{FORMAT_VERSION}"
 READER = DOCS / "read_without_nvpstore.py"
 
 
@@ -208,6 +209,23 @@ class TestTheReader:
     def test_gives_nvpstores_frames(self, reader: ModuleType, micro: Micro) -> None:
         for ref in (micro.video_id, micro.clip.name):
             assert same_frames(reader, micro.archive, micro.root, ref) == micro.video.frames
+
+    def test_gives_nvpstores_frames_of_the_golden_archive(self, reader: ModuleType, tmp_path: Path) -> None:
+        shutil.copytree(GOLDEN / "archive", tmp_path / "archive")
+        expected = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
+        archive = open_micro(tmp_path / "archive", tmp_path / "cache")
+        for ref in (expected["video_id"], expected["name"]):
+            assert same_frames(reader, archive, tmp_path / "archive", ref) == len(expected["pts"])
+        listed = reader.videos(tmp_path / "archive", reader.objects_in_force(tmp_path / "archive"))
+        assert set(listed) == {expected["video_id"]}
+
+    def test_folds_the_log_as_nvpstore_does(self, reader: ModuleType, tmp_path: Path) -> None:
+        shutil.copytree(GOLDEN / "archive", tmp_path / "archive")
+        archive = open_micro(tmp_path / "archive", tmp_path / "cache")
+        rows = archive.catalog.snapshot().connect().execute(
+            "SELECT key FROM idx.store.objects WHERE replaced_at IS NULL"
+        )  # fmt: skip
+        assert {key for (key,) in rows.fetchall()} == set(reader.objects_in_force(tmp_path / "archive"))
 
     @pytest.mark.slow
     def test_writes_pictures_as_a_script(self, micro: Micro, tmp_path: Path) -> None:
