@@ -85,6 +85,7 @@ class Proxy:
         self._target = URL(endpoint)
         self._faults = Faults()
         self._requests: list[Request] = []
+        self._under_way = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._port = 0
@@ -109,13 +110,20 @@ class Proxy:
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """All requests that ended since the last reset, in the order in which they ended."""
+        """All requests since the last reset, in the order in which they ended; waits for those under way."""
+        asyncio.run_coroutine_threadsafe(self._idle(), self._loop).result()
         return tuple(self._requests)
 
     def reset(self, faults: Faults | None = None) -> None:
         """Forget all requests; from now on break those that `faults` says, by default none."""
+        asyncio.run_coroutine_threadsafe(self._idle(), self._loop).result()
         self._requests = []
         self._faults = faults or Faults()
+
+    async def _idle(self) -> None:
+        # A client has its answer a moment before the request is written down.
+        while self._under_way:
+            await asyncio.sleep(0.001)
 
     async def _start(self) -> None:
         self._session = aiohttp.ClientSession(
@@ -137,9 +145,11 @@ class Proxy:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         passing = _Passing(fault=self._faults.next())
+        self._under_way += 1
         try:
             return await self._pass(request, passing)
         finally:
+            self._under_way -= 1
             self._requests.append(
                 Request(
                     method=request.method,

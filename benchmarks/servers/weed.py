@@ -81,7 +81,7 @@ class Weed:
 
     def make_bucket(self, name: str) -> None:
         """Create the bucket, which must not exist yet."""
-        self._client().create_bucket(Bucket=name)
+        self.client().create_bucket(Bucket=name)
 
     def _start(self) -> None:
         identity = {
@@ -135,7 +135,7 @@ class Weed:
         while not _listens(self._ports["s3.port"]):
             self._check_alive(until)
             time.sleep(0.02)
-        client = self._client()
+        client = self.client()
         while True:
             try:
                 client.create_bucket(Bucket="first")
@@ -151,10 +151,11 @@ class Weed:
             log = (self._folder / "log").read_text(errors="replace")[-2000:]
             raise RuntimeError(f"the SeaweedFS server did not start:\n{log}")
 
-    def _client(self) -> Any:
+    def client(self, endpoint: str = "") -> Any:
+        """A botocore client that repeats nothing, of the server or of a proxy before it at `endpoint`."""
         return botocore.session.Session().create_client(
             "s3",
-            endpoint_url=self.endpoint,
+            endpoint_url=endpoint or self.endpoint,
             region_name=REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -29,6 +30,12 @@ T = TypeVar("T")
 _memory_puts = threading.Lock()
 
 _LONGEST_REASON = 300
+
+# Collecting a file system in a forked child would close its connections in an epoll set that the parent still
+# waits on. So what a child inherits it keeps, and never uses.
+_file_systems: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id: some are equal
+_inherited: list[Any] = []
+os.register_at_fork(after_in_child=lambda: _inherited.extend(_file_systems.values()))
 
 
 class RemoteStore(ObjectStore):
@@ -69,6 +76,7 @@ class RemoteStore(ObjectStore):
             except (ImportError, ValueError, OSError) as error:
                 raise self._failed("open", "the root", error) from None
             self._prepare(fs)
+            _file_systems[id(fs)] = fs
             self._opened = (os.getpid(), fs, str(path).rstrip("/"))
         return self._opened[1:]
 

@@ -70,7 +70,9 @@ class S3Store(RemoteStore):
             "max_pool_connections": CONNECTIONS,
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
-        return super()._completed({**options, "config_kwargs": config | options.get("config_kwargs", {})})
+        config |= options.get("config_kwargs", {})
+        # A file system that fsspec kept would have the credentials of when it was made.
+        return super()._completed({"skip_instance_cache": True, **options, "config_kwargs": config})
 
     def _prepare(self, fs: Any) -> None:
         fs.retries = 1
