@@ -26,7 +26,7 @@ from nvpstore.storage.tables import decode_manifest
 _READERS = 16  # small objects: what counts is the store's latency
 _ENTRIES = 1024  # entries that are folded at once
 _OBJECTS = 512  # objects whose rows are written at once
-_AHEAD = 64  # objects in memory whose rows are not made yet
+_AHEAD = 64  # objects that are fetched before they are needed
 
 
 @dataclass(slots=True)
@@ -149,23 +149,27 @@ def _load(workspace: Workspace, store: ObjectStore) -> None:
 def _fetched(
     store: ObjectStore, wanted: Iterable[HeldObject]
 ) -> Iterator[tuple[HeldObject, dict[str, list[rows.Row]]]]:
-    """The rows of each object, in order; the next ones are fetched meanwhile."""
-    waiting: deque[tuple[HeldObject, Future[bytes]]] = deque()
+    """The rows of each object, in order; the next ones are fetched and decoded meanwhile."""
+    waiting: deque[tuple[HeldObject, Future[dict[str, list[rows.Row]]]]] = deque()
+
+    def read(held: HeldObject) -> dict[str, list[rows.Row]]:
+        return _rows_of(held, store.get_verified(held.stored))
+
+    def next_one() -> tuple[HeldObject, dict[str, list[rows.Row]]]:
+        held, future = waiting.popleft()
+        return held, future.result()
+
     with ThreadPoolExecutor(_READERS) as readers:
         try:
             for held in wanted:
-                waiting.append((held, readers.submit(store.get_verified, held.stored)))
+                waiting.append((held, readers.submit(read, held)))
                 if len(waiting) >= _AHEAD:
-                    yield _decoded(*waiting.popleft())
+                    yield next_one()
             while waiting:
-                yield _decoded(*waiting.popleft())
+                yield next_one()
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-def _decoded(held: HeldObject, content: Future[bytes]) -> tuple[HeldObject, dict[str, list[rows.Row]]]:
-    return held, _rows_of(held, content.result())
 
 
 def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
