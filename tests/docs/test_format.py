@@ -42,6 +42,7 @@ from nvpstore.types import (
 )
 from tests.conftest import Micro, open_micro
 from tests.storage.test_tables import some_latents, some_routes, some_stages, some_video
+from tests.video.conftest import Clip, write_clip
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "format.md").read_text(encoding="utf-8")
@@ -151,6 +152,14 @@ class TestThePageNamesWhatTheCodeNames:
         assert PAGE.startswith(f"# The format of an archive, version {FORMAT_VERSION}\n")
         assert footer_of(data).endswith(b"PAR1")
 
+    def test_sizes_are_the_measured_ones(self) -> None:
+        drawn = json.loads((DOCS.parent / "benchmarks/results/container.json").read_text())["drawn"]
+        sizes = {(row["segment"], row["segments"]): row for row in drawn}
+        for segment, *cells in table("segment"):
+            for cell, count in zip(cells, (1, 64), strict=True):
+                row = sizes[segment, count]
+                assert cell == f"{row['overhead_bytes'] / 1000:.1f} KB, {100 * row['overhead']:.1f} %"
+
 
 class TestTheExamples:
     def test_the_entry_is_one(self) -> None:
@@ -226,6 +235,18 @@ class TestTheReader:
             "SELECT key FROM idx.store.objects WHERE replaced_at IS NULL"
         )  # fmt: skip
         assert {key for (key,) in rows.fetchall()} == set(reader.objects_in_force(tmp_path / "archive"))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("preset", "width", "height"), [("nerv-micro", 53, 37), ("micro", 37, 29)], ids=["nerv", "padded"]
+    )
+    def test_gives_nvpstores_frames_of_other_networks(
+        self, reader: ModuleType, tmp_path: Path, preset: str, width: int, height: int
+    ) -> None:
+        clip = Clip(name="odd.mkv", frames=5, width=width, height=height, pixel_format="yuv444p")
+        archive = open_micro(tmp_path / "archive", tmp_path / "cache", create=True)
+        archive.ingest(write_clip(tmp_path, clip), preset=preset, tasks=())
+        assert same_frames(reader, archive, tmp_path / "archive", "odd.mkv") == 5
 
     @pytest.mark.slow
     def test_writes_pictures_as_a_script(self, micro: Micro, tmp_path: Path) -> None:
