@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -26,12 +28,16 @@ def _listens(endpoint: str) -> bool:
         return client.connect_ex(("127.0.0.1", urlsplit(endpoint).port)) == 0
 
 
-def test_a_server_ends_with_its_owner_even_if_that_is_killed() -> None:
+def test_a_server_ends_with_its_owner_even_if_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import time; from benchmarks.servers.weed import Weed\n"
         "with Weed() as weed: print(weed.endpoint, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+    # Killed, it cannot clean up; so it leaves its files where pytest does.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    ) as owner:
         assert owner.stdout is not None
         endpoint = owner.stdout.readline().strip()
         assert _listens(endpoint)

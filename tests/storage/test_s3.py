@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +16,7 @@ import pytest
 from nvpstore.errors import ObjectExists, ObjectMissing, StoreError
 from nvpstore.storage.contract import PIECE_BYTES
 from nvpstore.storage.objects import ObjectStore, open_store
-from nvpstore.storage.s3 import MULTIPART_FROM_BYTES, PART_BYTES, READ_SECONDS
+from nvpstore.storage.s3 import MULTIPART_FROM_BYTES, PART_BYTES
 
 if TYPE_CHECKING:
     from benchmarks.servers.weed import Weed
@@ -307,63 +303,3 @@ def test_credentials_may_come_from_options_or_files(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     assert open_store(root).get("a") == b"x"
-
-
-# ---------------------------------------------------------------- processes
-
-_RACER = """
-import sys
-from nvpstore.errors import ObjectExists
-from nvpstore.storage.objects import open_store
-store = open_store(sys.argv[1])
-store.exists("warm")
-sys.stdin.readline()
-for n in range(20):
-    try:
-        store.put(f"log/{n}", f"{n} by {sys.argv[2]}".encode())
-    except ObjectExists:
-        continue
-    print(n, flush=True)
-"""
-
-
-def test_one_of_several_processes_wins_each_key(s3_root: str) -> None:
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RACER, s3_root, str(n)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(3)
-    ]
-    time.sleep(1.5)
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    won = [[int(line) for line in racer.communicate()[0].split()] for racer in racers]
-    assert sorted(n for each in won for n in each) == list(range(20))
-    store = open_store(s3_root)
-    for n, keys in enumerate(won):
-        assert all(store.get(f"log/{key}") == f"{key} by {n}".encode() for key in keys)
-
-
-def test_a_fork_harms_neither_parent_nor_child(s3_root: str) -> None:
-    stores = [open_store(s3_root) for _ in range(3)]
-    for store in stores:
-        store.put("a", b"parent")
-
-    def child() -> None:
-        stores[0].put("b", stores[0].get("a") + b" and child")
-        stores.clear()
-        gc.collect()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    begun = time.monotonic()
-    assert {store.get("b") for store in stores} == {b"parent and child"}
-    # The child has not closed the connections that the parent still waits on.
-    assert time.monotonic() - begun < READ_SECONDS / 2
