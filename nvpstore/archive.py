@@ -23,10 +23,16 @@ from nvpstore.storage.documents import encode_task
 from nvpstore.storage.gc import Garbage, collect
 from nvpstore.storage.log import GRACE_SECONDS, Log, LogDraft, create_archive
 from nvpstore.storage.objects import ObjectStore, open_store
+from nvpstore.storage.range_cache import RangeCache
 from nvpstore.types import FrameBatch, TaskRecord, VideoMeta, VideoState
+from nvpstore.upkeep.caches import drop_damaged
+from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import Erasure, erase_video
 from nvpstore.upkeep.meta import change_meta
+from nvpstore.upkeep.progress import OnProgress as OnUpkeep
 from nvpstore.upkeep.renewal import renew_checkpoints
+from nvpstore.upkeep.report import VerifyReport
+from nvpstore.upkeep.verify import verify
 from nvpstore.video.source import digest_file, probe
 
 if TYPE_CHECKING:
@@ -53,15 +59,6 @@ class VideoSummary:
     source_bytes: int
     fit_seconds: float
     already_stored: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
-    """`damages` has a line for each object that is missing or differs from its digest."""
-
-    objects: int
-    bytes: int
-    damages: tuple[str, ...]
 
 
 def open(uri: str | Path, *, create: bool = False, settings: Settings | None = None) -> Archive:
@@ -223,21 +220,38 @@ class Archive:
         """Drop this machine's index and build it again from the store alone."""
         self.catalog.rebuild()
 
-    def verify(self, *, deep: bool = False) -> VerifyReport:
-        """Check every object that the log names: there and of its size; with `deep`, its digest too."""
-        objects = self.catalog.snapshot().objects()
-        damages = []
-        for obj in objects:
-            try:
-                if deep:
-                    self.store.get_verified(obj)
-                elif (found := self.store.size(obj.key)) != obj.size_bytes:
-                    raise StoreError(f"{obj.key} has {found} bytes; {obj.size_bytes} were committed")
-            except StoreError as damage:
-                damages.append(str(damage))
-        return VerifyReport(
-            objects=len(objects), bytes=sum(o.size_bytes for o in objects), damages=tuple(damages)
+    def verify(self, *, deep: bool = False, progress: OnUpkeep | None = None) -> VerifyReport:
+        """Read every byte that the log names and compare it with its digest, past all caches.
+
+        `deep` also decodes every frame, and compares the PSNR with the stored one where the original is at
+        hand. Damaged files of this machine's caches are removed and listed apart.
+        """
+        folder, budget = self.catalog.folder, self.settings.cache_bytes
+        caches = [RangeCache(folder / name, budget_bytes=budget) for name in ("ranges", "originals")]
+        return verify(
+            self.store,
+            deep=deep,
+            indexed=self.catalog.snapshot,
+            damaged_caches=drop_damaged(folder, caches),
+            progress=progress,
         )
+
+    def copy_to(
+        self, target: Archive, *, where: str | None = None, progress: OnUpkeep | None = None
+    ) -> CopyReport:
+        """Copy videos, verified, each visible at once as a whole; killed anywhere, a rerun completes.
+
+        `where` is an SQL predicate over the columns of the `videos` view. Raises QueryError for a wrong one.
+        """
+        chosen = videos_where(
+            self.catalog.snapshot(),
+            where,
+            operators_factory=self._torch_operators,
+            settings=self.settings,
+        )
+        report = copy_videos(self.catalog, target.catalog, chosen, progress=progress)
+        target._committed()
+        return report
 
     # ------------------------------------------------------------ reading
 
@@ -384,7 +398,12 @@ class Archive:
         from nvpstore.query.operators import TorchOperators
 
         if self._operators is None:
-            self._operators = TorchOperators(self.store, threads=self.settings.threads)
+            self._operators = TorchOperators(
+                self.store,
+                threads=self.settings.threads,
+                cache_dir=self.catalog.folder,
+                cache_bytes=self.settings.cache_bytes,
+            )
         return self._operators
 
 
