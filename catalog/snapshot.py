@@ -195,8 +195,10 @@ class Snapshot:
 
     def segments(self, video_id: str, *, only: int | None = None) -> tuple[SegmentRecord, ...]:
         """All segments in order, or `only` one."""
-        where = "WHERE video_id = $id AND ($only IS NULL OR segment = $only)"
-        values = {"id": video_id, "only": only}
+        where = "WHERE video_id = $id"
+        values: dict[str, Any] = {"id": video_id}
+        if only is not None:
+            where, values = f"{where} AND segment = $only", {"id": video_id, "only": only}
         stages: dict[int, list[Row]] = {}
         for row in self._rows(f"FROM idx.store.stages {where} ORDER BY segment, position", values):
             stages.setdefault(row["segment"], []).append(row)
@@ -250,10 +252,11 @@ class Snapshot:
 
     def objects(self, video_id: str | None = None, *, in_force: bool = True) -> list[StoredObject]:
         """All objects by key, or those of one video ("": of none). Not `in_force`: replaced ones too."""
+        conditions = ["true" if video_id is None else "owner = $id"]
+        conditions += ["replaced_at IS NULL"] if in_force else []
         found = self._rows(
-            "FROM idx.store.objects WHERE ($id IS NULL OR owner = $id) "
-            "AND (NOT $in_force OR replaced_at IS NULL) ORDER BY key",
-            {"id": video_id, "in_force": in_force},
+            f"FROM idx.store.objects WHERE {' AND '.join(conditions)} ORDER BY key",
+            {} if video_id is None else {"id": video_id},
         )
         return [stored_object(row) for row in found]
 

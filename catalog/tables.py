@@ -44,7 +44,7 @@ def united(table: str, *, base: str, delta: str) -> str:
 
     `base` and `delta` are schemas with catalog, such as `base.store`.
     """
-    return (
-        f"SELECT * FROM {base}.{table} WHERE {OWNERS[table]} NOT IN (SELECT owner FROM {delta}.touched) "
-        f"UNION ALL FROM {delta}.{table}"
-    )
+    owner = OWNERS[table] if OWNERS[table] == "''" else f"b.{OWNERS[table]}"
+    # As NOT IN, looking up one video took twice as long.
+    touched = f"SELECT 1 FROM {delta}.touched t WHERE t.owner = {owner}"
+    return f"SELECT * FROM {base}.{table} b WHERE NOT EXISTS ({touched}) UNION ALL FROM {delta}.{table}"
