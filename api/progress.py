@@ -8,6 +8,7 @@ from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 5.0  # in a log
 SECONDS_BETWEEN_REWRITES = 0.1  # on a terminal
+IN_BYTES = frozenset({"read", "copy"})  # phases whose steps are bytes
 FIRST_LOOK = "scan"  # the phase of reading a file through, before anything is fitted
 QUIET_SECONDS = 3.0
 
@@ -102,7 +103,12 @@ def describe(progress: ProgressLike) -> str:
     """One line: phase, share, PSNR, time left."""
     parts = [progress.phase]
     if progress.total > 0:
-        parts.append(f"{progress.done}/{progress.total} ({100 * progress.done // progress.total} %)")
+        done, total = (
+            (size(progress.done), size(progress.total))
+            if progress.phase in IN_BYTES
+            else (str(progress.done), str(progress.total))
+        )
+        parts.append(f"{done}/{total} ({100 * progress.done // progress.total} %)")
     if progress.psnr is not None:
         parts.append(f"{progress.psnr:.2f} dB")
     if progress.eta_seconds is not None:

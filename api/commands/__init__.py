@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from nvpstore.api.commands import archive, query, tasks, videos
+from nvpstore.api.commands import archive, ingest, query, tasks, videos
 
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
     archive.add_init,
-    videos.add_ingest,
+    ingest.add_ingest,
     query.add_sql,
     videos.add_ls,
     videos.add_show,
+    videos.add_tag,
     tasks.add_tasks,
     videos.add_export,
-    archive.add_catalog,
+    videos.add_rm,
     archive.add_verify,
+    archive.add_gc,
+    archive.add_copy,
+    archive.add_catalog,
 )

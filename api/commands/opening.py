@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import nvpstore
@@ -35,6 +36,28 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} seconds: at least 0 is needed")
+    return value
+
+
+def instant(text: str) -> datetime:
+    """A time in ISO 8601, with a zone: UTC where it names none (argparse type)."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time in ISO 8601, such as 2026-05-01T12:30:00+02:00"
+        ) from None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def hours(text: str) -> timedelta:
+    """A number of hours > 0 (argparse type)."""
+    try:
+        value = timedelta(hours=float(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours") from None
+    if value <= timedelta():
+        raise argparse.ArgumentTypeError(f"{text} hours: more than 0 are needed")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`nvp ingest`, `nvp ls`, `nvp show`, `nvp export`."""
+"""`nvp ls`, `nvp show`, `nvp tag`, `nvp rm`, `nvp export`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nvpstore.api.commands.opening import Subparsers, open_archive, seconds, tag
+from nvpstore.api.commands.opening import Subparsers, instant, open_archive, seconds, tag
 from nvpstore.api.output import Output
-from nvpstore.api.progress import AfterEstimate, ProgressLine, duration, size
-from nvpstore.errors import SourceError, UsageError
+from nvpstore.errors import NvpError, UsageError
 
 if TYPE_CHECKING:
-    from nvpstore.archive import Archive, VideoSummary
-
-# Those of Archive.ingest; spelled out, since help must not load the archive.
-DEFAULT_PRESET = "demo"
-DEFAULT_TASKS = ("labels",)
+    from nvpstore.types import VideoMeta
 
 LS_COLUMNS = (
     "video_id",
@@ -31,83 +26,6 @@ LS_COLUMNS = (
     "bpp",
     "stored_bytes",
 )
-
-
-def add_ingest(commands: Subparsers, **options: Any) -> None:
-    parser = commands.add_parser("ingest", help="fit and store videos; a rerun continues", **options)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="video file")
-    parser.add_argument(
-        "--preset", default=DEFAULT_PRESET, metavar="NAME", help="how to fit (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--task",
-        action="append",
-        dest="tasks",
-        metavar="NAME",
-        help="task to prepare; repeatable (default: labels)",
-    )
-    parser.add_argument(
-        "--tag", action="append", dest="tags", type=tag, default=[], metavar="K=V", help="tag; repeatable"
-    )
-    parser.add_argument(
-        "--name", metavar="NAME", help="name of the video (default: the file's; one FILE only)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument(
-        "--keep-source",
-        choices=("reference", "copy", "none"),
-        default="reference",
-        help="remember where the file is, copy it into the archive, or neither (default: reference)",
-    )
-    parser.add_argument("--refit", action="store_true", help="fit again what is stored already")
-    parser.add_argument(
-        "--strict", action="store_true", help="fail where a video stays below its PSNR target"
-    )
-    parser.set_defaults(run=ingest)
-
-
-def ingest(args: argparse.Namespace, output: Output) -> None:
-    if args.name is not None and len(args.files) > 1:
-        raise UsageError(f"--name with {len(args.files)} files: name one file at a time")
-    archive = open_archive(args)
-    summaries = [_ingest_one(archive, file, args) for file in args.files]
-    value = summaries[0] if len(summaries) == 1 else summaries
-    output.done(value, text="\n".join(_sentence(summary) for summary in summaries))
-    below = [s.name for s in summaries if s.state == "below_target"]
-    if args.strict and below:
-        raise SourceError(f"below the PSNR target: {', '.join(below)}")
-
-
-def _ingest_one(archive: Archive, file: str, args: argparse.Namespace) -> VideoSummary:
-    tasks = tuple(args.tasks or DEFAULT_TASKS)
-    line = ProgressLine(sys.stderr)
-
-    def estimate() -> str:
-        found = archive.estimate(file, preset=args.preset, tasks=tasks, device=args.device)
-        return (
-            f"{file}: {found.frames} frames, {found.segments} or more segments, "
-            f"at most {duration(found.seconds)}, about {size(found.stored_bytes)}"
-        )
-
-    try:
-        return archive.ingest(
-            file,
-            tasks=tasks,
-            preset=args.preset,
-            tags=dict(args.tags),
-            name=args.name,
-            device=args.device,
-            keep_source=args.keep_source,
-            refit=args.refit,
-            progress=AfterEstimate(line, estimate),
-        )
-    finally:
-        line.close()
-
-
-def _sentence(summary: VideoSummary) -> str:
-    how = "already stored" if summary.already_stored else summary.state.replace("_", " ")
-    return f"{summary.video_id}  {summary.name}: {how}, {summary.psnr:.2f} dB, {size(summary.stored_bytes)}"
 
 
 def add_ls(commands: Subparsers, **options: Any) -> None:
@@ -127,6 +45,87 @@ def add_show(commands: Subparsers, **options: Any) -> None:
 
 def show(args: argparse.Namespace, output: Output) -> None:
     output.record(open_archive(args).show(args.video))
+
+
+def add_tag(commands: Subparsers, **options: Any) -> None:
+    parser = commands.add_parser(
+        "tag",
+        help="say something about a video, or show what is said",
+        description="Changes what is given, keeps the rest, and shows all of it.\n\n"
+        "--json: video_id, name, tags, recorded_at, hold.",
+        **options,
+    )
+    parser.add_argument("video", metavar="VIDEO", help="video_id, its beginning, or a name")
+    parser.add_argument("tags", nargs="*", type=tag, metavar="K=V", help="tag to set")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="K", help="tag to remove; repeatable"
+    )
+    parser.add_argument("--name", metavar="NAME", help="a new name")
+    parser.add_argument(
+        "--recorded-at", type=instant, metavar="TIME", help="ISO 8601; UTC where it names no zone"
+    )
+    parser.add_argument(
+        "--hold", action=argparse.BooleanOptionalAction, help="forbid, or allow, that it is erased"
+    )
+    parser.set_defaults(run=tag_video)
+
+
+def tag_video(args: argparse.Namespace, output: Output) -> None:
+    meta = open_archive(args).tag(
+        args.video,
+        tags=dict(args.tags),
+        remove=args.remove,
+        name=args.name,
+        recorded_at=args.recorded_at,
+        hold=args.hold,
+    )
+    output.done(meta, text=_meta_text(meta))
+
+
+def _meta_text(meta: VideoMeta) -> str:
+    lines = [f"{meta.video_id}  {meta.name}{': on hold' if meta.hold else ''}"]
+    if meta.recorded_at is not None:
+        lines.append(f"  recorded {meta.recorded_at.isoformat()}")
+    return "\n".join(lines + [f"  {key}={value}" for key, value in sorted(meta.tags.items())])
+
+
+def add_rm(commands: Subparsers, **options: Any) -> None:
+    parser = commands.add_parser(
+        "rm",
+        help="erase videos for good",
+        description="Erases videos for good, with their names and tags; only the id remains.\n"
+        "Killed, the same command with the id again completes it.\n\n"
+        "--json: video_id, number (of the log entry), objects (deleted); a list for several videos.",
+        **options,
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video_id, its beginning, or a name")
+    parser.add_argument("--yes", action="store_true", help="do not ask; needed where nobody can be asked")
+    parser.set_defaults(run=rm)
+
+
+def rm(args: argparse.Namespace, output: Output) -> None:
+    if not args.yes and not _confirmed(args.videos):
+        raise NvpError("nothing was erased")
+    archive = open_archive(args)
+    erasures, errors = [], []
+    for ref in dict.fromkeys(args.videos):
+        try:
+            erasures.append(archive.erase(ref))
+        except NvpError as error:
+            errors.append(error)
+    if erasures:
+        value = erasures[0] if len(args.videos) == 1 else erasures
+        output.done(value, text="\n".join(f"erased {e.video_id}: {e.objects} objects" for e in erasures))
+    if errors:
+        raise type(errors[0])("; ".join(map(str, errors)))
+
+
+def _confirmed(videos: list[str]) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"rm {' '.join(videos)}: --yes is needed where nobody can be asked")
+    sys.stderr.write(f"erase {', '.join(videos)} for good? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def add_export(commands: Subparsers, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 from nvpstore.catalog.fold import HeldObject, OwnerState, fold, owner_of
 from nvpstore.errors import ArchiveError, IntegrityError, ObjectMissing, StoreError, UsageError
+from nvpstore.storage.documents import canonical_digest
 from nvpstore.storage.entries import LogEntry, decode_entry
 from nvpstore.storage.keys import LOG_PREFIX, log_key, parse_key
 from nvpstore.storage.objects import ObjectStore
@@ -59,7 +61,7 @@ def catch_up(log: WholeLog, store: ObjectStore) -> None:
     """Fold the entries since into `log`; those that are damaged are left to the next verification."""
     with suppress(IntegrityError, ObjectMissing):
         while True:
-            entry = decode_entry(store.get(log_key(log.number + 1)), log.number + 1)
+            entry = _read(store, log.number + 1)
             fold(log.owners, entry)
             log.number += 1
 
@@ -75,7 +77,7 @@ def _listed(store: ObjectStore) -> Iterator[int]:
 def _entries(store: ObjectStore, last: int, damages: list[Damage]) -> Iterator[tuple[int, LogEntry | None]]:
     def read(number: int) -> LogEntry | Damage:
         try:
-            return decode_entry(store.get(log_key(number)), number)
+            return _read(store, number)
         except ObjectMissing:
             return Damage(object=log_key(number), found=f"it is missing, though {log_key(last)} exists")
         except StoreError as error:
@@ -88,6 +90,25 @@ def _entries(store: ObjectStore, last: int, damages: list[Damage]) -> Iterator[t
                 if isinstance(found, Damage):
                     damages.append(found)
                 yield number, None if isinstance(found, Damage) else found
+
+
+def _read(store: ObjectStore, number: int) -> LogEntry:
+    data = store.get(log_key(number))
+    try:
+        return decode_entry(data, number)
+    except ArchiveError as error:
+        # Only an entry that is whole can be of a newer release; damage can look like one.
+        if _is_whole(data):
+            raise
+        raise IntegrityError(f"{log_key(number)} differs from its checksum") from error
+
+
+def _is_whole(data: bytes) -> bool:
+    document = json.loads(data)
+    checksum = document.pop("checksum", None)
+    with suppress(ValueError):  # no canonical JSON
+        return bool(canonical_digest(document) == checksum)
+    return False
 
 
 def _apply(log: WholeLog, number: int, entry: LogEntry | None, previous: LogEntry | None) -> None:

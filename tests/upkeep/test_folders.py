@@ -123,7 +123,7 @@ def test_a_remote_video_that_is_gone_is_said_by_its_uri(prefix: str, tmp_path: P
     (video,) = expand([f"{prefix}/b.mp4"])
     assert isinstance(video, RemoteVideo)
     video.store.delete(video.key)
-    with pytest.raises(SourceError, match="b.mp4 is gone"), at_hand(video, tmp_path):
+    with pytest.raises(SourceError, match=r"b\.mp4 is gone"), at_hand(video, tmp_path):
         pass
 
 
