@@ -339,7 +339,9 @@ def measure(archive: Growing, videos: int, processes: Executor, *, rebuild: bool
 def _measure_size(archive: Growing, folder: Path, processes: Executor, *, rebuild: bool) -> dict[str, Any]:
     writer = Catalog(archive.store, folder / "writer")
     row: dict[str, Any] = {}
-    if rebuild:
+    if not rebuild:
+        writer.snapshot()
+    else:
         row["full_rebuild"] = timed(archive.store, lambda store: Catalog(store, folder / "writer").rebuild())
     row["checkpoint"] = timed(archive.store, lambda store: writer.checkpoint(force=True))
     key = max(archive.store.list("log/checkpoint-"))

@@ -15,7 +15,7 @@ from math import isqrt
 from pathlib import Path
 
 import duckdb
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from nvpstore.catalog import files, roots, tables
 from nvpstore.catalog.files import BUILDING, OpenIndex, list_indexes, remove_files
@@ -35,6 +35,7 @@ from nvpstore.storage.keys import check_video_id, new_attempt
 from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
 
+_CHECKPOINT = ".checkpoint"  # the folder in which one is written
 # Folders beside the index files that hold, by video id, what this machine keeps of a video.
 _TRACES = ("fits", "ranges", "originals")
 
@@ -92,7 +93,7 @@ class Catalog:
         newest = next((found.number for found in list_checkpoints(self._store)), -1)
         if not force and snapshot.number - newest <= step(snapshot.number):
             return None
-        with FileLock(self.folder / "checkpoint.lock"), self._folder(".checkpoint") as folder:
+        with FileLock(self.folder / "checkpoint.lock"), self._folder(_CHECKPOINT) as folder:
             path = folder / "checkpoint.parquet"
             with snapshot.noticing_damage(), snapshot.connect() as connection:
                 write_checkpoint(path, read_tables(connection))
@@ -277,6 +278,13 @@ class Catalog:
         """
         keep = [path for index in (current, before) if index for path in index.index.file.paths]
         remove_files(self.folder, keep=keep, in_use_too=before is None)
+        if before is None:
+            self._remove_unfinished_checkpoint()
+
+    def _remove_unfinished_checkpoint(self) -> None:
+        # Whoever holds the lock is alive and removes the folder itself.
+        with contextlib.suppress(Timeout), FileLock(self.folder / "checkpoint.lock", blocking=False):
+            shutil.rmtree(self.folder / _CHECKPOINT, ignore_errors=True)
 
     def _remove_traces(self, video_ids: Iterable[str]) -> None:
         for video_id in video_ids:

@@ -22,6 +22,7 @@ from nvpstore.storage.keys import new_attempt
 # 2 ms; with primary keys it took up to 4 ms, and files were a quarter larger and twice as slow to write.
 _ROW_GROUP = 16384
 _SMALL_BLOCK = 16384  # bytes; DuckDB's usual 262,144 would make every small file megabytes
+_SHORT = 256
 _MANY_OBJECTS = 10_000  # from here on a base has large blocks, which are read faster
 
 # Objects whose content is indexed.
@@ -162,15 +163,17 @@ class Workspace:
     def _take(self, owners: list[str]) -> None:
         if not owners:
             return
+        self._connection.execute("CREATE OR REPLACE TEMP TABLE taken AS SELECT unnest(?) AS owner", [owners])
         if self._has_base:
-            # Few owners are compared one by one, which skips row groups; many are looked up.
-            given = ", ".join(f"'{owner}'" for owner in owners)
+            # A short list is compared with each row group's minimum and maximum, and so skips most of them.
+            listed = ", ".join(f"'{owner}'" for owner in owners[: _SHORT + 1])
+            given = listed if len(owners) <= _SHORT else "FROM taken"
             copies = [
                 f"INSERT INTO store.{table} FROM base.store.{table} WHERE {owner} IN ({given});"
                 for table, owner in OWNERS.items()
             ]
             self._run(f"{''.join(copies)} INSERT INTO store.loaded {_IN_FORCE} AND owner IN ({given})")
-        self._connection.execute("INSERT INTO store.touched SELECT unnest(?::VARCHAR[])", [owners])
+        self._run("INSERT INTO store.touched FROM taken")
         self._touched.update(owners)
 
     def _write(self, path: Path, position: IndexPosition, queries: dict[str, str], *, small: bool) -> None:

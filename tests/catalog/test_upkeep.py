@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from nvpstore.catalog import Catalog
 from nvpstore.errors import ArchiveError, ObjectMissing, StoreError
 from nvpstore.storage import keys
 from nvpstore.storage.checkpoints import TABLES, list_checkpoints
-from nvpstore.storage.entries import LogEntry
+from nvpstore.storage.entries import LogDraft, LogEntry
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.types import StoredObject
 from tests.catalog.conftest import SmallArchive
@@ -311,3 +313,62 @@ def test_checkpoints_hold_the_tables_of_the_index(archive: Any, catalog: Catalog
             columns = connection.sql(f"FROM idx.store.{table} LIMIT 0").to_arrow_table().schema
             assert [n for n in columns.names if n != "schema_version"] == schema.names, table
             assert [columns.field(n).type for n in schema.names] == schema.types, table
+
+
+# ---------------------------------------------------------------- together
+
+
+def test_readers_never_fail_beside_a_writer_that_stores_and_erases(
+    archive: Any, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvpstore.catalog.index.step", lambda number: 2)  # new bases all the time
+    done = threading.Event()
+
+    def read(_: int) -> int:
+        looks = 0
+        while not done.is_set() or looks < 2:
+            snapshot = Catalog(archive.store, cache_dir).snapshot()
+            rows = all_rows(snapshot)
+            assert {row["video_id"] for row in rows["videos"]} == {
+                row["video_id"] for row in rows["segments"]
+            }
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(3) as readers:
+        reading = [readers.submit(read, n) for n in range(3)]
+        try:
+            writer = Catalog(archive.store, cache_dir)
+            for n in range(6):
+                video = archive.add_video(f"video {n}", segments=1)
+                if n % 2:
+                    writer.forget(video.video_id, number=erase(archive, video.video_id).number)
+                writer.checkpoint(force=n == 3)
+        finally:
+            done.set()
+        assert all(future.result() >= 2 for future in reading)
+    assert len(all_rows(writer.snapshot())["videos"]) == 3
+
+
+def test_a_collection_that_touches_many_videos_is_folded(
+    archive: Any, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvpstore.catalog.workspace._SHORT", 2)
+    for n in range(4):
+        for _ in range(2):
+            archive.add_video(f"video {n}", segments=1)
+    catalog.rebuild()
+    replaced = catalog.snapshot().superseded(before=datetime.now(UTC))
+    archive.log.append(
+        LogDraft(
+            kind="gc",
+            attempt=keys.new_attempt(),
+            subject=archive.archive_id,
+            removed=tuple(held.stored.key for held in replaced),
+            fence=keys.new_attempt(),
+        )
+    )
+    snapshot = catalog.snapshot()
+    assert snapshot.path.name.startswith("delta-")
+    assert snapshot.superseded(before=datetime.now(UTC)) == []
+    assert all_rows(snapshot) == all_rows(Catalog(archive.store, tmp_path / "other").snapshot())
