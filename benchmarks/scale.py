@@ -337,13 +337,14 @@ def measure(archive: Growing, videos: int, processes: Executor, *, rebuild: bool
 
 
 def _measure_size(archive: Growing, folder: Path, processes: Executor, *, rebuild: bool) -> dict[str, Any]:
-    writer = Catalog(archive.store, folder / "writer")
+    def writer(store: ObjectStore) -> Catalog:
+        return Catalog(store, folder / "writer")
+
     row: dict[str, Any] = {}
-    if not rebuild:
-        writer.snapshot()
-    else:
-        row["full_rebuild"] = timed(archive.store, lambda store: Catalog(store, folder / "writer").rebuild())
-    row["checkpoint"] = timed(archive.store, lambda store: writer.checkpoint(force=True))
+    if rebuild:
+        row["full_rebuild"] = timed(archive.store, lambda store: writer(store).rebuild())
+    writer(archive.store).snapshot()
+    row["checkpoint"] = timed(archive.store, lambda store: writer(store).checkpoint(force=True))
     key = max(archive.store.list("log/checkpoint-"))
     row["checkpoint_bytes"] = archive.store.size(key)
 
