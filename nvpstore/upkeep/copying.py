@@ -147,7 +147,7 @@ class _Copier:
         # Before anything is fetched: an erasure that comes meanwhile is newer, and forbids the commit.
         there = self._target.snapshot()
         lacking = _lacking(self._snapshot, there, video_id)
-        if not lacking.anything:
+        if not (self._snapshot.has_video(video_id) and lacking.anything):
             self._skipped += 1
             return
         objects = self._objects(video_id, lacking)
