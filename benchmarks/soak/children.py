@@ -6,6 +6,7 @@ The process that forks has started no threads: torch is bound to one, and only c
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import signal
@@ -72,6 +73,19 @@ class Child(Generic[T]):
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status is None
+
+
+class Flag:
+    """Set by one process, seen by all that were forked after it was made."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        self._shared[0] = 1
+
+    def is_set(self) -> bool:
+        return bool(self._shared[0])
 
 
 def ready() -> None:
