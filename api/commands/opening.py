@@ -40,14 +40,14 @@ def seconds(text: str) -> float:
 
 
 def instant(text: str) -> datetime:
-    """A time in ISO 8601, with a zone: UTC where it names none (argparse type)."""
+    """A time in ISO 8601 as UTC, which it is where it names no zone (argparse type)."""
     try:
         value = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time in ISO 8601, such as 2026-05-01T12:30:00+02:00"
         ) from None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def hours(text: str) -> timedelta:
