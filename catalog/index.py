@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isqrt
 from pathlib import Path
 
@@ -34,10 +34,11 @@ from nvpstore.storage.checkpoints import (
 from nvpstore.storage.keys import check_video_id, new_attempt
 from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
+from nvpstore.storage.range_cache import RangeCache
 
 _CHECKPOINT = ".checkpoint"  # the folder in which one is written
-# Folders beside the index files that hold, by video id, what this machine keeps of a video.
-_TRACES = ("fits", "ranges", "originals")
+# Folders beside the index files that hold, by video id, what was fetched of a video. Fits have their own.
+_CACHES = ("ranges", "originals")
 
 
 class Catalog:
@@ -120,7 +121,7 @@ class Catalog:
             )
         with FileLock(self.folder / "build.lock"):
             remove_files(self.folder, keep=snapshot.index.file.paths, in_use_too=True)
-            self._remove_traces([video_id])
+            self._remove_traces({video_id: number})
 
     # ------------------------------------------------------------ building
 
@@ -286,10 +287,15 @@ class Catalog:
         with contextlib.suppress(Timeout), FileLock(self.folder / "checkpoint.lock", blocking=False):
             shutil.rmtree(self.folder / _CHECKPOINT, ignore_errors=True)
 
-    def _remove_traces(self, video_ids: Iterable[str]) -> None:
-        for video_id in video_ids:
-            for kind in _TRACES:
-                shutil.rmtree(self.folder / kind / check_video_id(video_id), ignore_errors=True)
+    def _remove_traces(self, erased: Mapping[str, int]) -> None:
+        """Remove what this machine keeps of videos, by the entry that erased each."""
+        for kind in _CACHES:
+            cache = RangeCache(self.folder / kind, budget_bytes=0)
+            # Marks are for readers that are under way; on a machine that has no cache there are none.
+            for video_id in erased if cache.folder.exists() else ():
+                cache.forget(check_video_id(video_id), erased_at=erased[video_id])
+        for video_id in erased:
+            shutil.rmtree(self.folder / "fits" / check_video_id(video_id), ignore_errors=True)
 
 
 def step(number: int) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from nvpstore.ingest.pipeline import IngestProgress, KeepSource
     from nvpstore.query.operators import TorchOperators
     from nvpstore.tasks.registry import LoadedTask
+
+T = TypeVar("T")
 
 DEFAULT_TASKS = ("labels",)
 DEFAULT_PRESET = "demo"
@@ -257,13 +259,17 @@ class Archive:
 
     def sql(self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None) -> Result:
         """Run one SELECT, or EXPLAIN [ANALYZE] one. Raises QueryError naming line and column."""
-        return execute(
-            query,
-            snapshot=self.catalog.snapshot(),
-            operators_factory=self._torch_operators,
-            settings=self.settings,
-            params=params,
-        )
+
+        def answered(snapshot: Snapshot) -> Result:
+            return execute(
+                query,
+                snapshot=snapshot,
+                operators_factory=self._torch_operators,
+                settings=self.settings,
+                params=params,
+            )
+
+        return self._read(answered)
 
     def videos(self) -> list[dict[str, Any]]:
         """The rows of the `videos` view, newest last."""
@@ -390,8 +396,19 @@ class Archive:
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query of our own on the catalog's views."""
-        table = self.catalog.snapshot().connect().sql(query).to_arrow_table()
+        table = self._read(lambda snapshot: snapshot.connect().sql(query).to_arrow_table())
         return list(table.to_pylist(maps_as_pydicts="strict"))
+
+    def _read(self, ask: Callable[[Snapshot], T]) -> T:
+        """`ask` of the newest snapshot; once more if this machine's index turns out to be damaged."""
+        snapshot = self.catalog.snapshot()
+        try:
+            with snapshot.noticing_damage():
+                return ask(snapshot)
+        except StoreError:
+            if not snapshot.damaged:
+                raise
+        return ask(self.catalog.snapshot())
 
     def _torch_operators(self) -> TorchOperators:
         # Here, so that planning and catalog queries never pay for torch.

@@ -13,7 +13,6 @@ nothing but what is in force. Where everyone is done, nothing of an erased video
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,14 +42,11 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 GRACE = timedelta(hours=24)
 LONG_AFTER = START + 10 * GRACE
 
-# Nobody puts anything there: when they are listed makes no difference.
-_EMPTY = ("sources/", "adapters/", "results/")
-
 Actor = Callable[[Log], None]
 
 
 class SimulatedStore(ObjectStore):
-    """Objects in a dict. Inside an actor every operation first hands control to the scheduler."""
+    """Objects in a dict. Inside an actor every operation is handed to the scheduler, which answers it."""
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
@@ -58,69 +54,127 @@ class SimulatedStore(ObjectStore):
     root = property(lambda self: "simulated")
 
     def put(self, key: str, data: bytes) -> StoredObject:
-        self._pause("put", key)
-        if self.objects.setdefault(key, data) != data:
+        if self._answer("put", key, data) != data:
             raise ObjectExists(key)
-        return self._seen(describe(key, data))
+        return describe(key, data)
 
     def get(self, key: str) -> bytes:
-        # An entry that is there never changes: reading it now or later is the same.
-        if not (key.startswith(keys.LOG_PREFIX) and key in self.objects):
-            self._pause("get", key)
-        return self._seen(self._found(key))
+        return self._found("get", key)
 
     def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
         return self.get(key)[offset : offset + size_bytes]
 
     def size(self, key: str) -> int:
-        self._pause("size", key)
-        return self._seen(len(self._found(key)))
+        return len(self._found("size", key))
 
     def list(self, prefix: str = "") -> list[str]:
-        if not prefix.startswith(_EMPTY):
-            self._pause("list", prefix)
-        return self._seen(sorted(key for key in self.objects if key.startswith(prefix)))
+        return [*self._answer("list", prefix)]
 
     def delete(self, key: str) -> None:
-        self._pause("delete", key)
-        self.objects.pop(key, None)
+        self._answer("delete", key)
 
-    def _found(self, key: str) -> bytes:
-        if key not in self.objects:
-            self._seen("missing")
+    def _found(self, verb: str, key: str) -> bytes:
+        data: bytes | None = self._answer(verb, key)
+        if data is None:
             raise ObjectMissing(key)
-        return self.objects[key]
+        return data
 
-    def _pause(self, verb: str, key: str) -> None:
+    def _answer(self, verb: str, key: str, data: bytes = b"") -> Any:
         current = getcurrent()
         if isinstance(current, _Running):
-            current.parent.switch()
-            current.history.append(f"{verb} {key}")
+            return current.parent.switch((verb, key, data))
+        return answer(self.objects, verb, key, data)
 
-    def _seen(self, result: Any) -> Any:
-        current = getcurrent()
-        if isinstance(current, _Running):
-            current.history.append(repr(result))
-        return result
+
+def answer(objects: dict[str, bytes], verb: str, key: str, data: bytes) -> Any:
+    """Carry out one operation: what a store with put-if-absent does, in one indivisible step."""
+    if verb == "put":
+        return objects.setdefault(key, data)
+    if verb == "list":
+        return tuple(sorted(found for found in objects if found.startswith(key)))
+    return objects.pop(key, None) and None if verb == "delete" else objects.get(key)
 
 
 class _Running(greenlet):
-    """An actor that is stopped before its next operation; `history` is all that it has done and seen."""
+    """One actor of `place`, stopped before its next operation."""
 
-    def __init__(self, actor: Actor, log: Log, place: int) -> None:
+    def __init__(self, actor: Actor, place: int) -> None:
         super().__init__(self._act)
-        self.actor, self.log, self.place = actor, log, place
-        self.history: list[str] = []
+        self.actor, self.place = actor, place
         self.randoms = count(1)
 
-    def _act(self) -> None:
+    def _act(self) -> str:
         try:
-            self.actor(self.log)
-            self.history.append("done")
+            self.actor(Log(SimulatedStore({})))
         except CommitDropped:
-            self.history.append("dropped")
-        except GreenletExit:
-            pass  # killed by the scheduler
+            return "dropped"
+        return "done"
+
+
+Operation = tuple[str, str, bytes]
+
+
+@dataclass(slots=True)
+class _Moment:
+    """An actor after the answers that it has had: its next operation, or how its work came out.
+
+    The actor's code is deterministic, so that the same answers always lead to the same moment.
+    """
+
+    answers: tuple[Any, ...]
+    operation: Operation | None = None
+    outcome: str = ""
+    next: dict[Any, int] = field(default_factory=dict)
+
+
+class _Actors:
+    """All moments of all actors that were ever reached, found by running the actor on recorded answers."""
+
+    def __init__(self, actors: Iterable[Actor]) -> None:
+        self._actors = tuple(actors)
+        self.moments: list[_Moment] = []
+        self._ends: dict[tuple[int, str], int] = {}
+        self.first = tuple(self._reach(place, ()) for place in range(len(self._actors)))
+
+    def after(self, place: int, moment: int, answered: Any) -> int:
+        here = self.moments[moment]
+        if answered not in here.next:
+            here.next[answered] = self._reach(place, (*here.answers, answered))
+        return here.next[answered]
+
+    def _reach(self, place: int, answers: tuple[Any, ...]) -> int:
+        running = _Running(self._actors[place], place + 1)
+        said = running.switch()
+        for one in answers:
+            said = running.switch(one)
+        if running.dead:
+            # What somebody saw who is done changes nothing any more.
+            known = self._ends.setdefault((place, said), len(self.moments))
+            if known == len(self.moments):
+                self.moments.append(_Moment(answers=(), outcome=said))
+            return known
+        running.throw(GreenletExit)
+        self.moments.append(_Moment(answers=answers, operation=said))
+        return len(self.moments) - 1
+
+
+class _Stores:
+    """All contents that the store ever had, by number, and what each operation makes of them."""
+
+    def __init__(self, start: dict[str, bytes]) -> None:
+        self.contents = [start]
+        self._numbers = {frozenset(start.items()): 0}
+        self._after: dict[tuple[int, Operation], tuple[int, Any]] = {}
+
+    def after(self, content: int, operation: Operation) -> tuple[int, Any]:
+        if (content, operation) not in self._after:
+            objects = dict(self.contents[content])
+            answered = answer(objects, *operation)
+            number = self._numbers.setdefault(frozenset(objects.items()), len(self.contents))
+            if number == len(self.contents):
+                self.contents.append(objects)
+            self._after[content, operation] = number, answered
+        return self._after[content, operation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,113 +188,121 @@ class Scenario:
 
 @dataclass(slots=True, kw_only=True)
 class Explored:
-    """How much was tried. `outcomes` counts distinct final states by how each actor's work came out."""
+    """How much was tried: states, steps between them, contents of the store that were checked.
+
+    `outcomes` counts final states by how each actor's work came out. `complete` says that none is left.
+    """
 
     states: int = 0
-    operations: int = 0
+    steps: int = 0
+    contents: int = 0
+    complete: bool = False
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
-def explore(scenario: Scenario, *, most_states: int | None = None, seed: int | None = None) -> Explored:
+State = tuple[int, ...]  # the store's content, then each actor's moment
+
+
+def explore(scenario: Scenario, *, most_states: int | None = None, seed: int = 0) -> Explored:
     """Try every schedule, or up to `most_states` states in an order drawn by `seed`.
 
-    Depth first; a state is reached by running its schedule, names of actors, from the start. Raises
-    AssertionError with the schedule that breaks an invariant.
+    Raises AssertionError with the schedule, names of actors in order, that breaks an invariant.
     """
-    explored, seen, rng = Explored(), set[bytes](), random.Random(seed)
+    explored, rng = Explored(), random.Random(seed)
     with _still_time():
-        start = _prepared(scenario)
-        stack: list[tuple[str, ...]] = [()]
+        stores, actors = _Stores(_prepared(scenario)), _Actors(scenario.actors.values())
+        start: State = (0, *actors.first)
+        came_from: dict[State, tuple[State, int] | None] = {start: None}
+        stack, checked = [start], set[int]()
         while stack and (most_states is None or explored.states < most_states):
-            schedule = stack.pop()
-            run = _Run(scenario, start)
-            run.follow(schedule)
-            explored.operations += len(schedule)
-            if (key := run.fingerprint()) not in seen:
-                seen.add(key)
-                explored.states += 1
-                _check(run, explored, schedule)
-                following = run.waiting
-                if seed is not None:
-                    rng.shuffle(following)
-                stack += [(*schedule, name) for name in following]
-            run.close()
+            state = stack.pop()
+            explored.states += 1
+            try:
+                _check(scenario, state, stores, actors, checked, explored)
+            except Exception as broken:
+                raise AssertionError(
+                    f"{scenario.name}: {broken!r} after {_path(state, came_from, scenario)}"
+                ) from broken
+            following = list(_following(state, stores, actors))
+            explored.steps += len(following)
+            if most_states is not None:
+                rng.shuffle(following)
+            for place, later in following:
+                if later not in came_from:
+                    came_from[later] = (state, place)
+                    stack.append(later)
+    explored.contents, explored.complete = len(checked), not stack
     return explored
 
 
-def _check(run: _Run, explored: Explored, schedule: tuple[str, ...]) -> None:
-    try:
-        run.check_held()
-        if not run.waiting:
-            run.check_erased()
-            explored.outcomes[run.outcome()] = explored.outcomes.get(run.outcome(), 0) + 1
-        run.check_recovery()
-    except Exception as broken:
-        raise AssertionError(f"{run.name}: {broken!r} after {' '.join(schedule)}") from broken
+def _following(state: State, stores: _Stores, actors: _Actors) -> Iterator[tuple[int, State]]:
+    content, *moments = state
+    for place, moment in enumerate(moments):
+        operation = actors.moments[moment].operation
+        if operation is not None:
+            later, answered = stores.after(content, operation)
+            then = actors.after(place, moment, answered)
+            yield place, (later, *moments[:place], then, *moments[place + 1 :])
 
 
-class _Run:
-    """One execution: a copy of the prepared archive and its actors, each stopped before an operation."""
+def _path(state: State, came_from: dict[State, tuple[State, int] | None], scenario: Scenario) -> str:
+    names, path = list(scenario.actors), list[str]()
+    while (before := came_from[state]) is not None:
+        state, place = before
+        path.append(names[place])
+    return " ".join(reversed(path))
 
-    def __init__(self, scenario: Scenario, start: dict[str, bytes]) -> None:
-        self.name = scenario.name
-        self.store = SimulatedStore(dict(start))
-        self.actors = {
-            name: _Running(actor, Log(self.store), place)
-            for place, (name, actor) in enumerate(scenario.actors.items(), start=1)
-        }
-        for actor in self.actors.values():
-            actor.switch()
 
-    @property
-    def waiting(self) -> list[str]:
-        return [name for name, actor in self.actors.items() if not actor.dead]
+# ---------------------------------------------------------------- invariants
 
-    def follow(self, schedule: Iterable[str]) -> None:
-        for name in schedule:
-            self.actors[name].switch()
 
-    def fingerprint(self) -> bytes:
-        parts = [repr(sorted(self.store.objects.items()))]
-        # What somebody saw who is done changes nothing any more.
-        parts += [a.history[-1] if a.dead else "\n".join(a.history) for a in self.actors.values()]
-        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+def _check(
+    scenario: Scenario, state: State, stores: _Stores, actors: _Actors, checked: set[int], explored: Explored
+) -> None:
+    content, *moments = state
+    outcomes = [actors.moments[moment].outcome for moment in moments]
+    if all(outcomes):
+        check_erased(stores.contents[content])
+        told = ", ".join(f"{name} {outcome}" for name, outcome in zip(scenario.actors, outcomes, strict=True))
+        explored.outcomes[told] = explored.outcomes.get(told, 0) + 1
+    if content not in checked:
+        checked.add(content)
+        check_held(stores.contents[content])
+        check_recovery(stores.contents[content])
 
-    def outcome(self) -> str:
-        return ", ".join(f"{name} {actor.history[-1]}" for name, actor in self.actors.items())
 
-    def check_held(self) -> None:
-        stored = False
-        entries = list(Log(self.store).entries())
-        for entry in entries:
-            if entry.subject == VIDEO and entry.kind in ("video", "erase"):
-                fresh = entry.kind == "video" and any("/meta/" in obj.key for obj in entry.objects)
-                assert not (fresh and stored), "one video was stored twice"
-                stored = entry.kind == "video"
-        for obj in fold(entries).in_force.values():
-            assert obj.key in self.store.objects, f"{obj.key} is in force and missing"
-            assert describe(obj.key, self.store.objects[obj.key]) == obj, f"{obj.key} differs"
+def check_held(objects: dict[str, bytes]) -> None:
+    """The log is whole, what is in force is there, and no video is stored twice between erasures."""
+    stored = False
+    entries = list(Log(SimulatedStore(objects)).entries())
+    for entry in entries:
+        if entry.subject == VIDEO and entry.kind in ("video", "erase"):
+            fresh = entry.kind == "video" and any("/meta/" in obj.key for obj in entry.objects)
+            assert not (fresh and stored), "one video was stored twice"
+            stored = entry.kind == "video"
+    for obj in fold(entries).in_force.values():
+        assert obj.key in objects, f"{obj.key} is in force and missing"
+        assert describe(obj.key, objects[obj.key]) == obj, f"{obj.key} differs"
 
-    def check_erased(self) -> None:
-        entries = list(Log(self.store).entries())
-        if any(entry.kind == "erase" and entry.subject == VIDEO for entry in entries):
-            left = {key for key in self.store.objects if f"/{VIDEO}/" in f"/{key}"}
-            assert left == fold(entries).held(left), f"left of an erased video: {left}"
 
-    def check_recovery(self) -> None:
-        """As if all who are not done were killed here: the same command again completes, and gc cleans up."""
-        store = SimulatedStore(dict(self.store.objects))
-        log = Log(store)
-        storing()(log)
-        collect(log, lambda: fold(log.entries()), now=LONG_AFTER + 10 * GRACE)
-        state = fold(log.entries())
-        assert state.has_video(VIDEO), "the video cannot be stored again"
-        left = {key for key in store.objects if not key.startswith(keys.LOG_PREFIX)}
-        assert left == set(state.in_force), f"gc leaves {left ^ set(state.in_force)}"
+def check_erased(objects: dict[str, bytes]) -> None:
+    """Nothing is left under an erased video but what the log holds of it since."""
+    entries = list(Log(SimulatedStore(objects)).entries())
+    if any(entry.kind == "erase" and entry.subject == VIDEO for entry in entries):
+        left = {key for key in objects if f"/{VIDEO}/" in f"/{key}"}
+        assert left == fold(entries).held(left), f"left of an erased video: {left}"
 
-    def close(self) -> None:
-        for actor in self.actors.values():
-            actor.throw(GreenletExit)
+
+def check_recovery(objects: dict[str, bytes]) -> None:
+    """As if all who are not done were killed here: the same command again completes, and gc cleans up."""
+    store = SimulatedStore(dict(objects))
+    log = Log(store)
+    storing()(log)
+    collect(log, lambda: fold(log.entries()), now=LONG_AFTER + 10 * GRACE)
+    state = fold(log.entries())
+    assert state.has_video(VIDEO), "the video cannot be stored again"
+    left = {key for key in store.objects if not key.startswith(keys.LOG_PREFIX)}
+    assert left == set(state.in_force), f"gc leaves {left ^ set(state.in_force)}"
 
 
 # ---------------------------------------------------------------- actors

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from nvpstore.errors import UsageError
+from nvpstore.errors import CodecError, UsageError
 from nvpstore.types import RGB_STAGE
 
 CodecKind = Literal["hnerv", "nerv"]
@@ -236,7 +236,11 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> Architecture:
+        """Raises CodecError for a codec of a newer release."""
         fields = json.loads(text)
+        if fields.get("codec") not in get_args(CodecKind):
+            known = ", ".join(get_args(CodecKind))
+            raise CodecError(f"codec {fields.get('codec')!r}: this release of nvpstore decodes {known}")
         lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
         return Architecture(**{**fields, **lists})
 

@@ -22,6 +22,7 @@ from nvpstore.codec.fit import FitProgress
 from nvpstore.errors import CommitDropped
 from nvpstore.ingest.routes import with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
+from nvpstore.routing.choice import choose
 from nvpstore.storage import keys
 from nvpstore.storage.commit import Base, PreparedVideo, commit_video
 from nvpstore.storage.contract import describe
@@ -253,7 +254,7 @@ class Ingest:
                     task=task.spec.name,
                     version=task.spec.version,
                     attempt=video.attempt,
-                    routes=tuple(own),
+                    routes=_in_reading_order(own),
                 )
             )
             for task, own in zip(self.tasks, routes, strict=True)
@@ -300,6 +301,16 @@ def _written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def _in_reading_order(routes: Sequence[RouteRecord]) -> tuple[RouteRecord, ...]:
+    """Each segment's default choice first: a query over many segments then reads one range of adapters."""
+    by_segment: dict[int, list[RouteRecord]] = {}
+    for route in routes:
+        by_segment.setdefault(route.segment, []).append(route)
+    defaults = [choose(own) for own in by_segment.values()]
+    # An adapter is stored once where a route that names it is first listed; routes without one take no room.
+    return (*(r for r in defaults if r), *(r for r in routes if not any(r is d for d in defaults)))
 
 
 def _with_adapter_bytes(routes: TaskRoutes) -> TaskRoutes:

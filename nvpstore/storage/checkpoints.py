@@ -172,7 +172,16 @@ def list_checkpoints(store: ObjectStore) -> list[Checkpoint]:
 
 def write_checkpoint(path: Path, tables: Iterable[tuple[str, pa.RecordBatchReader]]) -> None:
     """Write `tables`, in the order of `TABLES`, as one file. Memory does not grow with their length."""
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_statistics=False) as writer:
+    writer = pq.ParquetWriter(
+        path,
+        _SCHEMA,
+        compression="zstd",
+        # Each row group has a chunk for every column of every table: what an empty one costs is what counts.
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+    )
+    with writer:
         for table, batches in tables:
             for batch in batches:
                 writer.write_table(_rows(table, pa.Table.from_batches([batch])), row_group_size=_GROUP_ROWS)

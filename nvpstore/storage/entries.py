@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -124,13 +124,16 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
         return "it was begun so long ago that its objects were collected as garbage"
     if draft.kind not in ("video", "routes", "meta", "erase") or entry.subject != draft.subject:
         return None
-    if entry.kind == "erase" and draft.kind != "erase":
+    if draft.kind == "erase":
+        # Its attempt must sort above all that it is to delete, and by its hold it may be forbidden.
+        return None if entry.kind == "erase" else "the video was changed meanwhile"
+    if entry.kind == "erase":
         return "the video was erased meanwhile"
     if entry.kind == "video" and draft.kind == "video" and not draft.replaces:
         return "another writer stored the video first"
     if entry.kind == "video" and draft.kind == "routes":
         return "the video was fitted anew meanwhile"
-    if draft.kind in ("meta", "erase") and _names_meta(entry):
+    if draft.kind == "meta" and _names_meta(entry):
         return "the video's name, tags or hold were changed meanwhile"
     return None
 
@@ -140,9 +143,9 @@ def _names_meta(entry: LogEntry) -> bool:
 
 
 def _body(entry: LogEntry) -> dict[str, Any]:
-    body = {"format": FORMAT_VERSION, **asdict(entry)}
-    del body["checksum"]
-    return body
+    fields = {name: getattr(entry, name) for name in LogEntry.__slots__ if name != "checksum"}
+    objects = [{"key": o.key, "size_bytes": o.size_bytes, "sha256": o.sha256} for o in entry.objects]
+    return {"format": FORMAT_VERSION, **fields, "objects": objects}
 
 
 def _matches(body: dict[str, Any], checksum: object) -> bool:

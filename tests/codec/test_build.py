@@ -14,7 +14,7 @@ from nvpstore.codec.build import (
     stage_parameters,
 )
 from nvpstore.codec.hnerv import Decoder
-from nvpstore.errors import UsageError
+from nvpstore.errors import CodecError, UsageError
 from nvpstore.tasks.cuts import gflops
 
 
@@ -61,6 +61,12 @@ def test_budget_bounds_decoder_and_latents() -> None:
 def test_architecture_survives_json() -> None:
     arch = build_architecture(272, 640, 128, PRESETS["demo"])
     assert Architecture.from_json(arch.to_json()) == arch
+
+
+def test_a_codec_of_a_later_release_is_refused() -> None:
+    text = build_architecture(272, 640, 128, PRESETS["demo"]).to_json().replace('"hnerv"', '"later"')
+    with pytest.raises(CodecError, match=r"codec 'later': .* decodes hnerv, nerv"):
+        Architecture.from_json(text)
 
 
 def test_unknown_preset_is_named_with_those_there_are() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nvpstore.errors import RouteError
 from nvpstore.query.options import TableOptions
-from nvpstore.query.routes import MARGIN, Route, choose
+from nvpstore.query.routes import Route, choose
+from nvpstore.routing.choice import MARGIN
 from tests.query.archive_fixture import FixtureSnapshot, ask
 
 

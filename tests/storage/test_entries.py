@@ -58,6 +58,8 @@ def test_an_entry_comes_back_from_its_bytes() -> None:
         (draft("meta"), draft("meta", objects=(meta_object(VIDEO),)), "changed meanwhile"),
         (draft("meta"), draft("video", objects=(meta_object(VIDEO),)), "changed meanwhile"),
         (draft("erase"), draft("meta", objects=(meta_object(VIDEO),)), "changed meanwhile"),
+        (draft("erase"), draft("video"), "changed meanwhile"),
+        (draft("erase"), draft("routes"), "changed meanwhile"),
         (draft("gc", ARCHIVE), draft("task", "labels"), "meanwhile"),
     ],
 )
@@ -76,7 +78,6 @@ def test_a_newer_entry_refuses_what_it_makes_pointless(
         (draft("video"), draft("erase", OTHER)),
         (draft("meta"), draft("video", objects=())),
         (draft("erase"), draft("erase")),
-        (draft("erase"), draft("video", objects=())),
         (draft("task", "labels"), draft("erase")),
     ],
 )

@@ -190,6 +190,6 @@ class TestErasure:
         key = keys.meta_key(VIDEO, keys.new_attempt())
         meta = log.store.put(key, b"{}")
         log.append(LogDraft(kind="meta", attempt=keys.new_attempt(), subject=VIDEO, objects=(meta,)))
-        with pytest.raises(CommitDropped, match="hold"):
+        with pytest.raises(CommitDropped, match="changed meanwhile"):
             erase(log, VIDEO, number=before.number, latest_attempt=before.latest_attempt)
         assert state(log).has_video(VIDEO)
