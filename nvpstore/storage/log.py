@@ -110,9 +110,6 @@ class Log:
                 self._store.put(log_key(entry.number), encode_entry(entry))
             except ObjectExists:
                 newer = list(self.entries(after=previous.number))
-                # A put whose answer was lost may meet itself, though made at another time.
-                if mine := next((e for e in newer if e.attempt == draft.attempt), None):
-                    return mine
                 if not newer:
                     raise
                 if reason := conflict(draft, newer):

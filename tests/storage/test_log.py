@@ -13,7 +13,6 @@ import pytest
 from nvpstore.errors import (
     ArchiveError,
     IntegrityError,
-    ObjectExists,
     ObjectMissing,
     StoreError,
 )
@@ -100,43 +99,6 @@ def test_a_writer_that_loses_retries_behind_the_winner(store: ObjectStore, log: 
     winner = Log(store).append(draft("winner"))
     entry = log.append(draft("loser"), after=0)
     assert (entry.number, entry.previous_digest) == (2, winner.checksum)
-
-
-class _LostAnswer(ObjectStore):
-    """A store whose client repeats a put although the first one arrived, as HTTP clients do."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    root = property(lambda self: self._store.root)
-
-    def put(self, key: str, data: bytes) -> StoredObject:
-        self._store.put(key, data)
-        raise ObjectExists(key)
-
-    def get(self, key: str) -> bytes:
-        return self._store.get(key)
-
-    def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
-        return self._store.get_range(key, offset, size_bytes)
-
-    def size(self, key: str) -> int:
-        return self._store.size(key)
-
-    def exists(self, key: str) -> bool:
-        return self._store.exists(key)
-
-    def list(self, prefix: str = "") -> list[str]:
-        return self._store.list(prefix)
-
-    def delete(self, key: str) -> None:
-        self._store.delete(key)
-
-
-def test_a_put_that_meets_itself_has_won(store: ObjectStore, log: Log) -> None:
-    entry = Log(_LostAnswer(store)).append(draft("once"))
-    assert [found.subject for found in log.entries(after=0)] == ["once"]
-    assert entry.number == 1
 
 
 def test_objects_must_be_there_before_their_entry(store: ObjectStore, log: Log) -> None:
