@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from nvpstore.api.progress import AfterEstimate, ProgressLine, describe, duration, size
+from nvpstore.upkeep.progress import UpkeepProgress
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,9 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_phases_of_bytes_are_shown_as_sizes() -> None:
+    said = describe(UpkeepProgress(phase="copy", done=1_500_000, total=6_000_000, eta_seconds=75))
+    assert said == "copy  1.5 MB/6.0 MB (25 %)  1 min 15 s left"
+    assert describe(UpkeepProgress(phase="decode", done=10, total=40)) == "decode  10/40 (25 %)"
