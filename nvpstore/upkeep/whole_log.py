@@ -81,7 +81,7 @@ def _entries(store: ObjectStore, last: int, damages: list[Damage]) -> Iterator[t
         except ObjectMissing:
             return Damage(object=log_key(number), found=f"it is missing, though {log_key(last)} exists")
         except StoreError as error:
-            return Damage(object=log_key(number), found=str(error))
+            return Damage(object=log_key(number), found=str(error).removeprefix(f"{log_key(number)} "))
 
     with ThreadPoolExecutor(READERS) as readers:
         for first in range(0, last + 1, _AHEAD):
