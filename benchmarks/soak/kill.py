@@ -151,7 +151,7 @@ class Series:
         def clean() -> int:
             archive = self._opened()
             archive.gc()
-            return archive.verify().orphans
+            return int(archive.verify().orphans)
 
         orphans = Child(clean).result()
         return [f"gc leaves {orphans} orphans"] if orphans else []

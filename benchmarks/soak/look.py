@@ -7,6 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nvpstore.archive import Archive
 from nvpstore.storage.log import Log
 
@@ -89,8 +92,8 @@ def committed_twice(log: Log) -> Iterator[str]:
             stored.add(entry.subject)
 
 
-def digest(picture: object) -> str:
-    return hashlib.sha256(memoryview(picture)).hexdigest()  # type: ignore[arg-type]
+def digest(picture: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def _rows_by_video(archive: Archive) -> dict[str, list[Row]]:
@@ -98,5 +101,5 @@ def _rows_by_video(archive: Archive) -> dict[str, list[Row]]:
     if not any(task["name"] == "labels" for task in archive.tasks()):
         return rows
     for video_id, *row in archive.sql(_ROWS).fetchall():
-        rows.setdefault(video_id, []).append(tuple(row))  # type: ignore[arg-type]
+        rows.setdefault(video_id, []).append(tuple(row))
     return rows

@@ -156,7 +156,7 @@ def ask(archive: Archive) -> dict[str, tuple[int, list[Row]]]:
     for video_id, frames, *row in archive.sql(QUESTION).fetchall():
         rows = answers.setdefault(video_id, (frames, []))[1]
         if row[0] is not None:
-            rows.append(tuple(row))  # type: ignore[arg-type]
+            rows.append(tuple(row))
     return answers
 
 
