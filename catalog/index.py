@@ -267,9 +267,10 @@ class Catalog:
 
     def _is_of_this_log(self, file: files.IndexFile) -> bool:
         # A copied, restored or re-created root can have the same id and another history.
+        # One whose entry is damaged is no proof of anything; reading the log will say what is wrong.
         try:
             return self.log.read(file.number).checksum.startswith(file.digest)
-        except ObjectMissing:
+        except (ObjectMissing, IntegrityError):
             return False
 
     def _tidy(self, current: Snapshot, *, before: Snapshot | None) -> None:

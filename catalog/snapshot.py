@@ -18,6 +18,8 @@ from nvpstore.catalog.fold import HeldObject, owner_of
 from nvpstore.catalog.rows import Row, byte_range, held_object, segment_record, stored_object
 from nvpstore.catalog.tables import TABLES
 from nvpstore.errors import StoreError, TaskError, UsageError
+from nvpstore.storage.commit import Base
+from nvpstore.storage.keys import SOURCES_PREFIX
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
@@ -275,6 +277,16 @@ class Snapshot:
             row["key"]
             for row in self._rows(f"SELECT key FROM idx.store.objects WHERE key IN ({among})", values)
         }
+
+    def base(self, video_id: str) -> Base:
+        """This state, for a commit of the video to be prepared on."""
+        kept = [obj for obj in self.objects(video_id) if obj.key.startswith(SOURCES_PREFIX)]
+        return Base(
+            number=self.number,
+            stored=self.has_video(video_id),
+            latest_attempt=self.latest_attempt,
+            source=kept[0] if kept else None,
+        )
 
     def erased(self, *, after: int = -1) -> dict[str, int]:
         """Erased videos, also those stored again since, with the entry that erased them, if above `after`."""

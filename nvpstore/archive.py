@@ -18,13 +18,12 @@ from nvpstore.exports import ExportSummary, export_excerpt, export_original, exp
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute
 from nvpstore.storage import keys
-from nvpstore.storage.commit import Base
-from nvpstore.storage.documents import encode_task
+from nvpstore.storage.commit import Base, register_task
 from nvpstore.storage.gc import Garbage, collect
-from nvpstore.storage.log import GRACE_SECONDS, Log, LogDraft, create_archive
+from nvpstore.storage.log import GRACE_SECONDS, Log, create_archive
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.storage.range_cache import RangeCache
-from nvpstore.types import FrameBatch, TaskRecord, VideoMeta, VideoState
+from nvpstore.types import FrameBatch, VideoMeta, VideoState
 from nvpstore.upkeep.caches import drop_damaged
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import Erasure, erase_video
@@ -351,28 +350,15 @@ class Archive:
         task = load(builtin_spec(name))
         record = task.record()
         if not self.catalog.snapshot().has_task(record.name, record.version):
-            self._register(record)
+            register_task(self.log, record)
         return task
-
-    def _register(self, record: TaskRecord) -> None:
-        # The key holds the content's digest, so a racing or killed writer's object is the same.
-        stored = self.store.put(keys.task_key(record.name, record.version), encode_task(record))
-        self.log.append(
-            LogDraft(kind="task", attempt=keys.new_attempt(), subject=record.name, objects=(stored,))
-        )
 
     def _base(self, video_id: str, *, begun: int) -> Base:
         """The state to commit a finished fit on, which was begun on log entry `begun`."""
         snapshot = self.catalog.snapshot()
         if video_id in snapshot.erased(after=begun):
             raise CommitDropped(f"video {video_id} was erased while it was fitted: nothing was committed")
-        kept = [obj for obj in snapshot.objects(video_id) if obj.key.startswith("sources/")]
-        return Base(
-            number=snapshot.number,
-            stored=snapshot.has_video(video_id),
-            latest_attempt=snapshot.latest_attempt,
-            source=kept[0] if kept else None,
-        )
+        return snapshot.base(video_id)
 
     def _committed(self) -> None:
         # A checkpoint only spares others work: that it cannot be written now is no failure.

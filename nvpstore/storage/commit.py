@@ -9,11 +9,19 @@ from pathlib import Path
 
 from nvpstore.errors import CommitDropped, StoreError
 from nvpstore.storage import keys
-from nvpstore.storage.documents import encode_meta
+from nvpstore.storage.documents import encode_meta, encode_task
 from nvpstore.storage.log import Log, LogDraft
 from nvpstore.storage.manifest import encode_manifest
 from nvpstore.storage.tables import encode_routes
-from nvpstore.types import ByteRange, SegmentRecord, StoredObject, TaskRoutes, VideoMeta, VideoRecord
+from nvpstore.types import (
+    ByteRange,
+    SegmentRecord,
+    StoredObject,
+    TaskRecord,
+    TaskRoutes,
+    VideoMeta,
+    VideoRecord,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,13 @@ def commit_video(log: Log, prepared: PreparedVideo, base: Base, *, replaces: boo
     return video
 
 
+def register_task(log: Log, task: TaskRecord) -> None:
+    """Make a task version known to the archive. Two writers who do so at once do no harm."""
+    # Its key holds the content's digest: a racing or killed writer's object is the same.
+    stored = log.store.put(keys.task_key(task.name, task.version), encode_task(task))
+    log.append(LogDraft(kind="task", attempt=keys.new_attempt(), subject=task.name, objects=(stored,)))
+
+
 def rekeyed(video: VideoRecord, attempt: str) -> VideoRecord:
     """The same video with all its objects under `attempt`."""
 
@@ -122,7 +137,7 @@ def _discard(log: Log, objects: list[StoredObject], attempt: str) -> None:
 
 
 def _is_kept(uri: str) -> bool:
-    return uri.startswith("sources/")
+    return uri.startswith(keys.SOURCES_PREFIX)
 
 
 def _moved_segment(segment: SegmentRecord, attempt: str) -> SegmentRecord:

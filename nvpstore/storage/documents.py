@@ -35,13 +35,19 @@ def check_format(found: object, *, what: str) -> None:
 
 def load_document(data: bytes, *, what: str) -> dict[str, Any]:
     """A JSON object of a known format. Raises IntegrityError or ArchiveError, naming `what`."""
+    document = parse_document(data, what=what)
+    check_format(document.get("format"), what=what)
+    return document
+
+
+def parse_document(data: bytes, *, what: str) -> dict[str, Any]:
+    """A JSON object of whatever format. Raises IntegrityError, naming `what`."""
     try:
         document = json.loads(data)
     except ValueError:
         raise IntegrityError(f"{what} is not JSON") from None
     if not isinstance(document, dict):
         raise IntegrityError(f"{what} is not a JSON object")
-    check_format(document.get("format"), what=what)
     return document
 
 

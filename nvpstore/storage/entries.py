@@ -8,7 +8,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from nvpstore.errors import ArchiveError, IntegrityError
-from nvpstore.storage.documents import FORMAT_VERSION, canonical_digest, canonical_json, load_document
+from nvpstore.storage.documents import (
+    FORMAT_VERSION,
+    canonical_digest,
+    canonical_json,
+    check_format,
+    parse_document,
+)
 from nvpstore.storage.keys import log_key, meta_prefix
 from nvpstore.types import StoredObject
 
@@ -86,11 +92,13 @@ def decode_entry(data: bytes, number: int) -> LogEntry:
     """Raises IntegrityError for bytes that differ from their checksum or belong to another number,
     ArchiveError for a format or kind of a newer release."""
     what = log_key(number)
-    document = load_document(data, what=what)
-    version = document.pop("format")
+    document = parse_document(data, what=what)
     checksum = document.pop("checksum", None)
-    if not _matches({"format": version, **document}, checksum):
+    # Before the version, which may be what is damaged: entries of all versions have their checksum so.
+    if not _matches(document, checksum):
         raise IntegrityError(f"{what} differs from its checksum")
+    version = document.pop("format", None)
+    check_format(version, what=what)
     if document["kind"] not in get_args(EntryKind):
         raise ArchiveError(
             f"{what} is of kind {document['kind']!r} (format version {version}); this release of nvpstore "

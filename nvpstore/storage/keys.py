@@ -22,6 +22,7 @@ KeyKind = Literal[
 
 LOG_PREFIX = "log/"
 CHECKPOINT_PREFIX = "log/checkpoint-"
+SOURCES_PREFIX = "sources/"
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -139,7 +140,7 @@ def log_checkpoint_key(number: int, sha256: str) -> str:
 
 def video_prefixes(video_id: str) -> tuple[str, str]:
     """The folders that hold everything of one video: what was stored, and its original."""
-    return f"videos/{check_video_id(video_id)}/", f"sources/{video_id}/"
+    return f"videos/{check_video_id(video_id)}/", f"{SOURCES_PREFIX}{video_id}/"
 
 
 def meta_prefix(video_id: str) -> str:

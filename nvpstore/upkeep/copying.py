@@ -19,8 +19,7 @@ from nvpstore.errors import IntegrityError, NvpError, QueryError, StoreError, Us
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Operators
 from nvpstore.storage import keys
-from nvpstore.storage.commit import Base, PreparedVideo, commit_video
-from nvpstore.storage.documents import encode_task
+from nvpstore.storage.commit import PreparedVideo, commit_video, register_task
 from nvpstore.storage.log import LogDraft
 from nvpstore.storage.tables import decode_manifest, decode_routes, encode_routes
 from nvpstore.types import RouteRecord, StoredObject, TaskRoutes
@@ -208,7 +207,7 @@ class _Copier:
             files=files,
             meta=self._snapshot.meta(video_id),
         )
-        commit_video(self._target.log, prepared, _base(there, video_id), replaces=True)
+        commit_video(self._target.log, prepared, there.base(video_id), replaces=True)
 
     def _commit_routes(self, routes: TaskRoutes) -> None:
         there = self._target.snapshot()
@@ -222,12 +221,7 @@ class _Copier:
         for own in routes:
             if there.has_task(own.task, own.version):
                 continue
-            record = self._snapshot.task(own.task, own.version)
-            # Its key holds the content's digest, so that two writers put the same.
-            stored = self._to.put(keys.task_key(record.name, record.version), encode_task(record))
-            self._target.log.append(
-                LogDraft(kind="task", attempt=keys.new_attempt(), subject=record.name, objects=(stored,))
-            )
+            register_task(self._target.log, self._snapshot.task(own.task, own.version))
             self._tasks += 1
 
 
@@ -268,16 +262,6 @@ def _digests(snapshot: Snapshot, video_id: str) -> set[tuple[str, str]]:
 def _route_contents(snapshot: Snapshot, video_id: str, version: str) -> set[tuple[RouteRecord, str]]:
     found = snapshot.routes(video_id, version)
     return {(each.route, each.row_group.sha256 if each.row_group else "") for each in found}
-
-
-def _base(snapshot: Snapshot, video_id: str) -> Base:
-    kept = [obj for obj in snapshot.objects(video_id) if keys.parse_key(obj.key).kind == "source"]
-    return Base(
-        number=snapshot.number,
-        stored=snapshot.has_video(video_id),
-        latest_attempt=snapshot.latest_attempt,
-        source=kept[0] if kept else None,
-    )
 
 
 @contextmanager

@@ -73,11 +73,6 @@ def words(folder: Path) -> Path:
     return folder / "words.mp4"
 
 
-def folder_instead(folder: Path) -> Path:
-    (folder / "folder.mp4").mkdir()
-    return folder / "folder.mp4"
-
-
 def truncated(folder: Path) -> Path:
     path = write_clip(folder, Clip(name="truncated.mkv"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
@@ -118,7 +113,7 @@ def no_frames(folder: Path) -> Path:
 
 
 BAD_FILES = (
-    no_file, empty, words, folder_instead, truncated, truncated_with_index_in_front,
+    no_file, empty, words, truncated, truncated_with_index_in_front,
     truncated_before_its_index, sound_only, no_frames,
 )  # fmt: skip
 

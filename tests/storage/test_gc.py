@@ -34,7 +34,7 @@ def state(log: Log) -> Folded:
 
 
 def put_video(log: Log, video_id: str = VIDEO, *, attempt: str = "") -> list[StoredObject]:
-    attempt = attempt or keys.new_attempt()
+    attempt = attempt or keys.new_attempt(later_than=state(log).latest_attempt)
     names = [keys.weights_key(video_id, attempt, 0), keys.manifest_key(video_id, attempt)]
     names += [] if state(log).has_video(video_id) else [keys.meta_key(video_id, attempt)]
     return [log.store.put(key, key.encode()) for key in names]
