@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from nvpstore.query.parse import CATALOG_VIEWS, visible_ctes
+from nvpstore.query.names import RELATION, visible_ctes
 from nvpstore.query.safety import unstable
 from nvpstore.query.sources import Columns, Source
 
@@ -15,7 +15,7 @@ _REFUSED = (
 
 
 def is_closed(query: exp.Expr, columns: Columns) -> bool:
-    """Whether `query` is one SELECT of catalog views that reads nothing else and has only one answer."""
+    """Whether `query` is one SELECT of catalog views and given tables alone, with only one answer."""
     if not isinstance(query, exp.Select) or any(node is not query for node in query.find_all(exp.Query)):
         return False
     if query.find(*_REFUSED) is not None or unstable(query.walk()):
@@ -24,7 +24,8 @@ def is_closed(query: exp.Expr, columns: Columns) -> bool:
         return False
     tables = list(query.find_all(exp.Table))
     for table in tables:
-        if table.name.lower() not in CATALOG_VIEWS or table.name.lower() in visible_ctes(table):
+        name = table.name.lower()
+        if name not in columns or name.startswith(RELATION) or name in visible_ctes(table):
             return False
     views = {table.alias_or_name.lower(): columns[table.name.lower()] for table in tables}
     return all(_is_own(node, views) for node in query.find_all(exp.Column))

@@ -38,12 +38,16 @@ class TableOptions:
 
 
 def position(node: exp.Expr) -> str:
-    """`line 3, column 20` of the first token under `node` that has a place in the text, or ''."""
+    """`line 3, column 20` of the first token under `node` that has a place in the text, or ''.
+
+    Inside a saved view: `view "night", line 1, column 8`, in its own text.
+    """
     for part in node.walk(bfs=False):
         meta = part.meta
         if "line" in meta:
             column = meta["col"] - (meta["end"] - meta["start"])
-            return f"line {meta['line']}, column {column}"
+            within = f'view "{meta["view"]}", ' if "view" in meta else ""
+            return f"{within}line {meta['line']}, column {column}"
     return ""
 
 

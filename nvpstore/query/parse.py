@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from typing import Any, Literal, cast
+from datetime import UTC, datetime
+from typing import Literal, cast
 
 import duckdb
 import sqlglot
@@ -19,23 +18,30 @@ from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
 from nvpstore.errors import QueryError
+from nvpstore.query.binding import Params, bind, bind_now, numbered
 from nvpstore.query.columns import used_columns
+from nvpstore.query.names import CATALOG_VIEWS, FRAMES, RELATION, SAVED, check_given, visible_ctes
 from nvpstore.query.options import TableOptions, fault, position, read_options, suggestion
-from nvpstore.query.safety import TABLE_FUNCTIONS, check_safe
+from nvpstore.query.safety import TABLE_FUNCTIONS, check_extracted, check_safe
+from nvpstore.query.views import expand_views, refuse_kept_names
+from nvpstore.query.warn import rank_warnings
+
+__all__ = ["CATALOG_VIEWS", "FRAMES", "RELATION", "Params", "Query", "TaskTable"]
+__all__ += ["binder_error", "parse", "visible_ctes"]
 
 MAX_CHARACTERS = 200_000
-CATALOG_VIEWS = ("videos", "segments", "tasks", "routes")
-FRAMES = "frames"
-RELATION = "__nvp_"  # the prefix of the relations that stand for task tables
-
+MAX_TABLES = 128  # references in FROM: DuckDB plans their joins before anything can stop it
+MAX_NESTING = 40  # brackets in brackets
 Mode = Literal["rows", "explain", "analyze"]
-Params = Sequence[Any] | Mapping[str, Any]
 
 # What it cannot parse is an error of ours, told once.
-logging.getLogger("sqlglot").setLevel(logging.ERROR)
+logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
+_BRACKETS = {
+    **dict.fromkeys((TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE), 1),
+    **dict.fromkeys((TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END), -1),
+}
 _EXPLAIN = re.compile(r"\s*explain(?P<analyze>\s+analyze)?\b", re.IGNORECASE)
-_NOW = ("now", "current_timestamp", "get_current_timestamp", "transaction_timestamp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,31 +67,75 @@ class TaskTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A checked query. `tree` is what DuckDB will run, task tables being relations; not to be changed."""
+    """A checked query. `tree` is what DuckDB will run, task tables being relations; not to be changed.
+
+    `given` are the caller's own tables that it may read, by lower-case name. `warnings` are lines for whoever
+    asked.
+    """
 
     mode: Mode
     tree: exp.Query
     tables: tuple[TaskTable, ...]
+    given: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
     @property
     def sql(self) -> str:
         return self.tree.sql("duckdb", comments=False)
 
 
-def parse(sql: str, tasks: Collection[str], *, params: Params | None = None) -> Query:
+def parse(
+    sql: str,
+    tasks: Collection[str],
+    *,
+    params: Params | None = None,
+    tables: Collection[str] = (),
+    views: Mapping[str, str] | None = None,
+) -> Query:
     """Checks `sql` and finds its task tables. `tasks` are the registered names.
 
-    Raises QueryError: not exactly one read-only SELECT, unknown tables, options or parameters, functions
-    and statements that reach outside the archive.
+    `tables` are the names of the caller's own tables, `views` the texts of saved views by name. Raises
+    QueryError: not exactly one read-only SELECT, unknown tables, options or parameters, functions and
+    statements that reach outside the archive.
     """
+    saved = dict(views or {})
+    check_given([*tables, *saved], tasks=tasks)
+    try:
+        return _parse(sql, tasks, params=params, tables=tables, views=saved)
+    except RecursionError as cause:
+        raise QueryError("the query is nested too deeply") from cause
+
+
+def _parse(
+    sql: str,
+    tasks: Collection[str],
+    *,
+    params: Params | None,
+    tables: Collection[str],
+    views: Mapping[str, str],
+) -> Query:
+    mode, body = _split_explain(sql)
+    tree = bind(_checked_select(body), params)
+    tree = bind_now(expand_views(tree, views, _checked_select), datetime.now(UTC))
+    given = frozenset(name.lower() for name in tables)
+    nodes = enumerate(_task_nodes(tree, tasks, given))
+    found = tuple(_replace(node, tasks, tree=tree, number=number) for number, node in nodes)
+    query = Query(mode=mode, tree=tree, tables=found, given=given, warnings=rank_warnings(tree, found))
+    check_extracted(query.sql)
+    return query
+
+
+def _checked_select(sql: str) -> exp.Query:
+    """The tree of a text that is one SELECT of a bounded size, and safe."""
     if len(sql) > MAX_CHARACTERS:
         raise QueryError(f"the query has {len(sql)} characters; at most {MAX_CHARACTERS} are allowed")
-    mode, body = _split_explain(sql)
-    tree = _single_select(_numbered(body))
+    tree = _single_select(sql)
     check_safe(tree)
-    tree = _bind_now(_bind(tree, params), datetime.now(UTC))
-    tables = [_replace(node, tasks, tree=tree, number=n) for n, node in enumerate(_task_nodes(tree, tasks))]
-    return Query(mode=mode, tree=tree, tables=tuple(tables))
+    refuse_kept_names(tree, (RELATION, SAVED))
+    references = sum(1 for _ in tree.find_all(exp.Table))
+    if references > MAX_TABLES:
+        raise QueryError(f"the query reads {references} tables; at most {MAX_TABLES} are allowed")
+    return tree
 
 
 def _split_explain(sql: str) -> tuple[Mode, str]:
@@ -99,17 +149,37 @@ def _split_explain(sql: str) -> tuple[Mode, str]:
 
 def _single_select(sql: str) -> exp.Query:
     try:
-        statements = [s for s in sqlglot.parse(sql, read="duckdb") if s is not None]
+        _check_nesting(sql)
+        statements = [s for s in sqlglot.parse(numbered(sql), read="duckdb") if s is not None]
     except SqlglotError as cause:
         raise _syntax_error(cause) from cause
-    except RecursionError as cause:
-        raise QueryError("the query is nested too deeply") from cause
     if len(statements) != 1:
         raise QueryError(f"{len(statements)} statements given: a query is exactly one read-only SELECT")
-    tree = statements[0]
+    tree = _as_select(statements[0])
     if not isinstance(tree, exp.Query):
         raise QueryError(f"{tree.key.upper()} statement given: a query is one read-only SELECT")
     return tree
+
+
+def _as_select(tree: exp.Expr) -> exp.Expr:
+    """`VALUES …` and `PIVOT …` as the SELECT that they are short for."""
+    if isinstance(tree, exp.Values):
+        width = len(tree.expressions[0].expressions) if isinstance(tree.expressions[0], exp.Tuple) else 1
+        names = [exp.to_identifier(f"col{n}") for n in range(width)]
+        tree.set("alias", exp.TableAlias(this=exp.to_identifier("__values"), columns=names))
+        return exp.select("*").from_(tree)
+    if isinstance(tree, exp.Pivot):
+        return exp.select("*").from_(exp.Subquery(this=tree))
+    return tree
+
+
+def _check_nesting(sql: str) -> None:
+    depth = 0
+    for token in sqlglot.tokenize(sql, read="duckdb"):
+        depth += _BRACKETS.get(token.token_type, 0)
+        if depth > MAX_NESTING:
+            where = f"line {token.line}, column {token.col}"
+            raise QueryError(f"{where}: the query is nested too deeply: {MAX_NESTING} levels are allowed")
 
 
 def _syntax_error(cause: SqlglotError) -> QueryError:
@@ -120,92 +190,17 @@ def _syntax_error(cause: SqlglotError) -> QueryError:
     return QueryError(f"syntax error: {str(cause).splitlines()[0]}")
 
 
-# ---------------------------------------------------------------- parameters and the time
-
-
-def _numbered(sql: str) -> str:
-    """`?` as `$1`, `$2`, … in the order of the text, which the tree does not keep."""
-    try:
-        marks = [t for t in sqlglot.tokenize(sql, read="duckdb") if t.token_type is TokenType.PLACEHOLDER]
-    except SqlglotError as cause:
-        raise _syntax_error(cause) from cause
-    for number, token in reversed(list(enumerate(marks, start=1))):
-        sql = f"{sql[: token.start]}${number}{sql[token.end + 1 :]}"
-    return sql
-
-
-def _bind(tree: exp.Query, params: Params | None) -> exp.Query:
-    """Puts `$1` and `$name` values into the tree as literals: scope needs them as well as DuckDB."""
-    for node in list(tree.find_all(exp.Placeholder, exp.Parameter)):
-        node.replace(_literal(_value(params, str(node.name), node), node))
-    return tree
-
-
-def _value(params: Params | None, name: str, node: exp.Expr) -> Any:
-    if isinstance(params, Mapping):
-        if name in params:
-            return params[name]
-    elif params is not None and name.isdigit() and 1 <= int(name) <= len(params):
-        return params[int(name) - 1]
-    raise fault(node, f"no value given for parameter {node.sql('duckdb')}")
-
-
-def _literal(value: Any, node: exp.Expr) -> exp.Expr:
-    if isinstance(value, float):  # a bare 0.1 would be a DECIMAL in DuckDB
-        return exp.cast(exp.Literal.string(repr(value)), "DOUBLE")
-    if value is None or isinstance(value, (bool, int, str, Decimal)):
-        return exp.convert(value)
-    if isinstance(value, datetime):
-        kind = "TIMESTAMP" if value.tzinfo is None else "TIMESTAMPTZ"
-        return exp.cast(exp.Literal.string(value.isoformat(" ")), kind, dialect="duckdb")
-    if isinstance(value, date):
-        return exp.cast(exp.Literal.string(value.isoformat()), "DATE")
-    if isinstance(value, (list, tuple)):
-        return exp.Array(expressions=[_literal(item, node) for item in value])
-    raise fault(
-        node, f"parameter of type {type(value).__name__}: allowed are numbers, text, dates, lists and None"
-    )
-
-
-def _bind_now(tree: exp.Query, instant: datetime) -> exp.Query:
-    """One value of `now()` for the whole query, so that it can also narrow the scope."""
-    for node in list(tree.find_all(exp.CurrentTimestamp, exp.Anonymous)):
-        if isinstance(node, exp.CurrentTimestamp) or node.name.lower() in _NOW:
-            node.replace(
-                exp.cast(exp.Literal.string(instant.isoformat(" ")), "TIMESTAMPTZ", dialect="duckdb")
-            )
-    return tree
-
-
 # ---------------------------------------------------------------- tables
 
 
-def visible_ctes(node: exp.Expr) -> dict[str, exp.CTE]:
-    """The CTEs that a table name at `node` can mean, by lower-case name; inner ones win."""
-    found: dict[str, exp.CTE] = {}
-    child: exp.Expr | None = node
-    while child is not None and child.parent is not None:
-        parent = child.parent
-        clause = parent.args.get("with_")
-        if isinstance(clause, exp.With) and child is not clause:
-            for cte in clause.expressions:
-                found.setdefault(cte.alias.lower(), cte)
-        if isinstance(parent, exp.With) and isinstance(child, exp.CTE):
-            # A CTE sees its elder siblings, and itself where it is recursive.
-            for cte in parent.expressions[: (child.index or 0) + bool(parent.args.get("recursive"))]:
-                found.setdefault(cte.alias.lower(), cte)
-        child = parent
-    return found
-
-
-def _task_nodes(tree: exp.Query, tasks: Collection[str]) -> Iterator[exp.Table]:
+def _task_nodes(tree: exp.Query, tasks: Collection[str], given: Collection[str]) -> Iterator[exp.Table]:
     """Every Table node that is a task table; every other one is checked to be allowed."""
     for node in list(tree.find_all(exp.Table)):
         if node.args.get("db") is not None or node.args.get("catalog") is not None:
             raise fault(node, f"table {node.sql('duckdb')}: names with a schema or database are not offered")
         source = node.this
         if isinstance(source, exp.Identifier):
-            if _known_name(node, tasks):
+            if _known_name(node, tasks, given):
                 yield node
         elif isinstance(source, exp.Anonymous):
             if _known_function(node, source, tasks):
@@ -214,15 +209,15 @@ def _task_nodes(tree: exp.Query, tasks: Collection[str]) -> Iterator[exp.Table]:
             raise fault(node, f"table function {source.sql('duckdb')} is not allowed in a query")
 
 
-def _known_name(node: exp.Table, tasks: Collection[str]) -> bool:
+def _known_name(node: exp.Table, tasks: Collection[str], given: Collection[str]) -> bool:
+    """Whether `node` is a task table by its name; False for everything else that may be read."""
     name = node.name.lower()
     ctes = visible_ctes(node)
-    if name in ctes or name in CATALOG_VIEWS:
+    if name in ctes or name in CATALOG_VIEWS or name in given:
         return False
     if _task_of(node.name, tasks) is None:
-        known = [*CATALOG_VIEWS, FRAMES, *tasks, *ctes]
-        if name.startswith(RELATION):
-            known = [*CATALOG_VIEWS, FRAMES, *tasks]
+        own = [cte for cte in ctes if not cte.startswith(SAVED)]
+        known = [*CATALOG_VIEWS, FRAMES, *tasks, *given, *own]
         raise fault(node, f'unknown table "{node.name}"{suggestion(name.split("@")[0], known)}')
     return True
 
@@ -290,7 +285,7 @@ def binder_error(cause: duckdb.Error, tree: exp.Query) -> QueryError:
     first = text.splitlines()[0]
     hint = _HINT.search(text)
     message = first + (f" {hint.group(1)}" if hint else "")
-    message = re.sub(rf"\b{RELATION}\d+\b", "this table", message)
+    message = re.sub(rf"\b{RELATION}\d+\b", "this table", message).replace(SAVED, "")
     words = [m.lower() for m in re.findall(r'column named "([^"]+)"', first)] or [
         m.lower() for m in _NAMED.findall(first)
     ]

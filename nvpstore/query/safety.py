@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import tempfile
+import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 import duckdb
 from sqlglot import exp
@@ -14,26 +19,26 @@ from nvpstore.query.options import fault
 # Everything in FROM that is neither a table of ours nor one of these is refused, known or not.
 TABLE_FUNCTIONS = frozenset({"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"})
 
+# Functions that read the process, its settings or the catalog, that run or plan SQL, that write, wait or hang
+# on hidden state, and DuckDB's own parts that trust their arguments.
 REFUSED_FUNCTIONS = frozenset(
     [
-        "getenv",
-        "current_setting",
-        "getvariable",
-        "nextval",
-        "currval",
-        "setval",
-        "setseed",
-        "sleep_ms",
-        "write_log",
-        "query",
-        "query_table",
-        "json_execute_serialized_sql",
-        "read_text",
-        "read_blob",
-        "glob",
-        "pg_sleep",
+        *("getenv", "current_setting", "getvariable", "nextval", "currval", "setval", "setseed"),
+        *("sleep_ms", "pg_sleep", "write_log", "parse_duckdb_log_message"),
+        *("query", "query_table", "json_execute_serialized_sql", "read_text", "read_blob", "glob"),
+        *("json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"),
+        *("current_query", "current_query_id", "current_connection_id", "current_transaction_id"),
+        *("txid_current", "current_database", "current_schema", "current_schemas", "current_catalog"),
+        *("current_user", "current_role", "session_user", "user", "in_search_path", "version"),
+        *("get_block_size", "index_key", "col_description", "obj_description", "shobj_description"),
+        *("stats", "vector_type", "can_cast_implicitly", "create_sort_key", "icu_sort_key"),
+        *("finalize", "combine", "combine_aggr", "to_aggregate_state", "invoke", "replace_type"),
+        *("remap_struct", "sum_no_overflow", "constant_or_null", "add_parquet_key", "which_secret"),
+        *("variant_bytes_to_variant", "variant_to_parquet_variant"),
     ]
 )
+_REFUSED_PREFIXES = ("__", "pg_", "has_", "inet_", "duckdb_", "pragma_", "read_", "write_", "http", "icu_")
+_HARMLESS = frozenset({"pg_typeof", "pg_size_pretty"})
 
 # DuckDB calls these volatile (or lets them differ between two statements): their value when a scope is
 # found says nothing about their value when the predicate is applied again.
@@ -96,8 +101,37 @@ def check_safe(tree: exp.Expr) -> None:
     for node in tree.walk():
         if isinstance(node, _STATEMENTS):
             raise fault(node, f"{node.key.upper()} is not allowed: a query is one read-only SELECT")
-        if isinstance(node, exp.Func) and function_name(node) in REFUSED_FUNCTIONS:
+        if isinstance(node, exp.Func) and is_refused(function_name(node)):
             raise fault(node, f"function {function_name(node)} is not allowed in a query")
+
+
+def is_refused(function: str) -> bool:
+    """Whether a query may not call the scalar or aggregate function of this (lower-case) name."""
+    if function in _HARMLESS:
+        return False
+    return function in REFUSED_FUNCTIONS or function.startswith(_REFUSED_PREFIXES)
+
+
+_extracting = threading.Lock()
+
+
+@functools.cache
+def _extractor() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
+
+
+def check_extracted(sql: str) -> None:
+    """Raises QueryError unless DuckDB itself reads the generated `sql` as exactly one SELECT."""
+    try:
+        with _extracting:  # a connection is not for two threads at once
+            statements = _extractor().extract_statements(sql)
+    except duckdb.Error as cause:
+        raise QueryError(f"DuckDB cannot read the query: {str(cause).splitlines()[0]}") from cause
+    kinds = [statement.type for statement in statements]
+    if len(kinds) > 1 and kinds[-1] is duckdb.StatementType.SELECT and "PIVOT" in sql.upper():
+        raise QueryError("PIVOT without its values: list them, ON label IN ('cat', 'dog')")
+    if kinds != [duckdb.StatementType.SELECT]:
+        raise QueryError("DuckDB does not read the query as one SELECT: it is refused")
 
 
 def unstable(nodes: Iterable[exp.Expr]) -> bool:
@@ -105,22 +139,43 @@ def unstable(nodes: Iterable[exp.Expr]) -> bool:
     return any(isinstance(node, exp.Func) and function_name(node) in UNSTABLE_FUNCTIONS for node in nodes)
 
 
-def lock_down(con: duckdb.DuckDBPyConnection, *, memory_limit: str, threads: int) -> None:
-    """Takes files, network, extensions, Python variables and settings away from `con`, for good."""
+def lock_down(
+    con: duckdb.DuckDBPyConnection,
+    *,
+    memory_limit: str,
+    threads: int,
+    temp_folder: Path | None = None,
+    temp_limit: str = "4GiB",
+) -> None:
+    """Takes files, network, extensions, Python variables and settings away from `con`, for good.
+
+    What does not fit into `memory_limit` spills into `temp_folder` (default: one of this process among the
+    machine's temporary files), at most `temp_limit` of it; DuckDB removes it with the connection.
+    """
+    folder = Path(tempfile.gettempdir()) / f"nvp-spill-{os.getpid()}" if temp_folder is None else temp_folder
     limits = {
-        "memory_limit": f"'{memory_limit}'",
+        "memory_limit": quoted(memory_limit),
         "threads": str(threads),
         "TimeZone": "'UTC'",  # a machine's own zone must not change rows
+        "temp_directory": quoted(str(folder)),
+        "max_temp_directory_size": quoted(temp_limit),
+        "enable_progress_bar": "false",
     }
     closed = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "allow_persistent_secrets": "false",
         "python_enable_replacements": "false",
         "enable_external_access": "false",
         "lock_configuration": "true",  # last: nothing can be set after it
     }
     try:
-        for name, value in {**limits, **closed}.items():
-            con.execute(f"SET {name} = {value}")
+        con.execute(";".join(f"SET {name} = {value}" for name, value in {**limits, **closed}.items()))
     except duckdb.Error as cause:
         raise QueryError(f"the query connection cannot be locked down: {cause}") from cause
+
+
+def quoted(text: str) -> str:
+    """`text` as a string of SQL."""
+    return "'" + text.replace("'", "''") + "'"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlglot import exp
 
-from nvpstore.query.parse import RELATION, visible_ctes
+from nvpstore.query.names import RELATION, visible_ctes
 
 FRAME_COLUMNS = frozenset({"video_id", "segment", "frame", "ts", "wall_ts"})
 Kind = Literal["task", "catalog", "query", "other"]
