@@ -31,7 +31,7 @@ from nvpstore.archive import Archive
 from nvpstore.errors import ArchiveError, IntegrityError, SourceError, StoreError
 
 FLIPS = 1000
-WORKERS = 2
+WORKERS, MANY_FLIPS = 2, 200
 IN_MEMORY = "memory://soak-flips"  # as far away as an object store: what is read of it is cached
 NOTICED = (StoreError, ArchiveError, SourceError)  # SourceError: an original is not the one ingested
 
@@ -63,7 +63,9 @@ def run(options: Options) -> Outcome:
     ready()
     started = time.monotonic()
     flips = options.count(FLIPS)
-    shares = [range(worker, flips, WORKERS) for worker in range(WORKERS)]
+    # Each worker builds an archive of its own first.
+    side_by_side = WORKERS if flips >= MANY_FLIPS else 1
+    shares = [range(worker, flips, side_by_side) for worker in range(side_by_side)]
     workers = [Child(partial(_share, options.seed, numbers)) for numbers in shares]
     counts: dict[str, Count] = {}
     broken: list[str] = []

@@ -40,7 +40,7 @@ GRACE_SECONDS = 8
 CLIPS = 3
 OPERATIONS = ("ingest", "refit", "tag", "copy", "gc", "rm")  # in this order each finds what it needs
 BUCKET = "kill"
-WORKERS = 2  # series side by side
+WORKERS, MANY_KILLS = 2, 40  # series side by side
 MOST_BROKEN = 20
 
 Target = tuple[str, str]  # operation, phase
@@ -66,7 +66,9 @@ def run(options: Options) -> Outcome:
     places: dict[str, Any] = {}
     broken: list[str] = []
     with tempfile.TemporaryDirectory(prefix="soak-kill-") as folder:
-        shares = [len(range(worker, kills - on_s3, WORKERS)) for worker in range(WORKERS)]
+        # Each series has to learn first how long everything takes.
+        count = WORKERS if kills >= MANY_KILLS else 1
+        shares = [len(range(worker, kills - on_s3, count)) for worker in range(count)]
         workers = {
             f"local {number}": Child(
                 partial(_series, Path(folder, str(number)), "", share, options.seed + number)
