@@ -17,7 +17,8 @@ class Measured:
     """Counters of one run. Bytes by what they are of, as indexed; `traffic` says what it took to have them.
 
     `frames_decoded` maps the deepest stage of a decode ("" for source reads) to frames; `shared_decodes`
-    counts frames that one more scan read without another decode. `seconds` by step, wall time.
+    counts frames that a scan, of this query or another, read without another decode. `seconds` by step,
+    wall time.
     """
 
     prefix_bytes: int = 0
@@ -38,10 +39,11 @@ class Measured:
     def frames(self) -> int:
         return sum(self.frames_decoded.values())
 
-    def decoded(self, stage: str, *, frames: int, readers: int) -> None:
-        """Notes `frames` frames decoded to `stage` once for `readers` scans."""
-        self.frames_decoded[stage] = self.frames_decoded.get(stage, 0) + frames
-        self.shared_decodes += frames * (readers - 1)
+    def decoded(self, stage: str, *, frames: int, reads: int) -> None:
+        """Notes `frames` frames decoded to `stage`; `reads` counts each once a scan that read it."""
+        if frames:
+            self.frames_decoded[stage] = self.frames_decoded.get(stage, 0) + frames
+        self.shared_decodes += reads - frames
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:

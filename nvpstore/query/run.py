@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from nvpstore.config import Settings
 from nvpstore.errors import NvpError, QueryError
+from nvpstore.query.early import is_plain
 from nvpstore.query.explain import explain_text
 from nvpstore.query.index import load_tasks
+from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
 from nvpstore.query.parse import Params, Query, binder_error, parse
 from nvpstore.query.plan import Plan, Snapshot, build_plan, resolve_task
+from nvpstore.query.progress import OnProgress
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.result import Result
 from nvpstore.query.rules import improve
 from nvpstore.query.safety import lock_down
-from nvpstore.query.steps import BATCH_FRAMES, Operators, run_plan
+from nvpstore.query.scheduler import SCHEDULER
+from nvpstore.query.spill import Relation, Rows
+from nvpstore.query.steps import BATCH_FRAMES, Operators, Orders, Runner
+from nvpstore.query.tables import given_tables, register_tables
 from nvpstore.types import TaskRecord
 
 _POLL_SECONDS = 0.05
+STREAM_ROWS = 8192
 
 
 def execute(
@@ -34,41 +43,127 @@ def execute(
     operators_factory: Callable[[], Operators],
     settings: Settings,
     params: Params | None = None,
+    tables: Mapping[str, Any] | None = None,
+    views: Mapping[str, str] | None = None,
     cancel: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
     batch_frames: int = BATCH_FRAMES,
 ) -> Result:
     """Answers one read-only SELECT (or EXPLAIN [ANALYZE] of one) on `snapshot`.
 
-    `operators_factory` is called only where frames must be decoded. Raises QueryError, RouteError, and the
-    step's own error where a step fails; QueryError after `settings.query_seconds` or once `cancel` is set.
+    `operators_factory` is called only where frames must be decoded. `tables` are the caller's own, `views`
+    the texts of saved views by name. Raises QueryError, RouteError, and the step's own error where a step
+    fails; QueryError after `settings.query_seconds` or once `cancel` is set.
     """
-    stop = threading.Event() if cancel is None else cancel
-    con = snapshot.connect()
-    try:
-        lock_down(con, memory_limit=f"{settings.memory_bytes // 2**20}MiB", threads=settings.threads)
-        with _deadline(con, stop, settings.query_seconds):
-            query, plan = _plan(con, sql, snapshot=snapshot, params=params)
-            if query.mode == "explain":
-                return Result(table=_text_table(explain_text(plan)), plan=plan)
-            result = _run(
-                con, query, plan, operators_factory, snapshot=snapshot, cancel=stop, batch_frames=batch_frames
-            )
-    finally:
-        con.close()
-    if query.mode == "analyze":
-        text = explain_text(plan, result.measured)
-        return Result(table=_text_table(text), plan=plan, measured=result.measured, skipped=result.skipped)
+    order = _orders(settings, cancel=cancel, on_progress=on_progress, batch_frames=batch_frames)
+    with _planned(
+        sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
+    ) as asked:
+        if asked.query.mode == "explain":
+            text = explain_text(asked.plan)
+            return Result(table=_text_table(text), plan=asked.plan, warnings=asked.query.warnings)
+        result = _run(asked, _operators(asked.plan, operators_factory), snapshot=snapshot, orders=order)
+    if asked.query.mode == "analyze":
+        text = explain_text(asked.plan, result.measured)
+        return Result(
+            table=_text_table(text),
+            plan=asked.plan,
+            measured=result.measured,
+            skipped=result.skipped,
+            warnings=asked.query.warnings,
+        )
     return result
 
 
-def _plan(
-    con: duckdb.DuckDBPyConnection, sql: str, *, snapshot: Snapshot, params: Params | None
-) -> tuple[Query, Plan]:
-    tasks = load_tasks(con)
-    query = parse(sql, {task.name for task in tasks}, params=params)
-    check_binds(con, query, tasks)
-    plan = build_plan(query, con=con, tasks=tasks, snapshot_number=snapshot.number)
-    return query, improve(plan)
+def execute_stream(
+    sql: str,
+    *,
+    snapshot: Snapshot,
+    operators_factory: Callable[[], Operators],
+    settings: Settings,
+    params: Params | None = None,
+    tables: Mapping[str, Any] | None = None,
+    views: Mapping[str, str] | None = None,
+    cancel: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
+    batch_frames: int = BATCH_FRAMES,
+) -> Generator[pa.RecordBatch, None, None]:
+    """The rows of one read-only SELECT in batches, with the errors of `execute`; at least one, maybe empty.
+
+    Rows of a query that filters and projects one task table come as each segment is done, in its order, and
+    no more is kept; others come once all are there. Close it, and nothing more is decoded.
+    """
+    order = _orders(settings, cancel=cancel, on_progress=on_progress, batch_frames=batch_frames)
+    with _planned(
+        sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
+    ) as asked:
+        if asked.query.mode != "rows":
+            raise QueryError("EXPLAIN has no rows to stream")
+        operators = _operators(asked.plan, operators_factory)
+        if is_plain(asked.query) and operators is not None:
+            yield from _streamed(asked, operators, snapshot=snapshot, orders=order)
+        else:
+            table = _run(asked, operators, snapshot=snapshot, orders=order).arrow()
+            yield from table.to_batches(max_chunksize=STREAM_ROWS) or table.schema.empty_table().to_batches()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A query ready to run on its own connection."""
+
+    con: duckdb.DuckDBPyConnection
+    query: Query
+    plan: Plan
+
+    def finish(self, relations: Mapping[str, Relation]) -> pa.Table:
+        """The plan's SQL on these rows."""
+        for name, rows in relations.items():
+            self.con.register(name, rows)
+        try:
+            return self.con.sql(self.plan.sql).to_arrow_table()
+        except duckdb.InterruptException:
+            raise
+        except duckdb.Error as cause:
+            raise binder_error(cause, self.query.tree) from cause
+
+
+def _orders(
+    settings: Settings, *, cancel: threading.Event | None, on_progress: OnProgress | None, batch_frames: int
+) -> Orders:
+    return Orders(
+        cancel=threading.Event() if cancel is None else cancel,
+        limits=Limits(memory_bytes=settings.memory_bytes),
+        batch_frames=batch_frames,
+        on_progress=on_progress,
+    )
+
+
+@contextmanager
+def _planned(
+    sql: str,
+    *,
+    snapshot: Snapshot,
+    settings: Settings,
+    params: Params | None,
+    tables: Mapping[str, Any] | None,
+    views: Mapping[str, str] | None,
+    orders: Orders,
+) -> Iterator[_Asked]:
+    """The query planned on a locked connection, which is closed after the block; its deadline runs."""
+    given = given_tables(tables)
+    con = snapshot.connect()
+    try:
+        lock_down(con, memory_limit=f"{orders.limits.duckdb_bytes >> 20}MiB", threads=settings.threads)
+        with SCHEDULER.query(), _deadline(con, orders.cancel, settings.query_seconds):
+            records = load_tasks(con)
+            names = {task.name for task in records}
+            query = parse(sql, names, params=params, tables=given.keys(), views=views)
+            register_tables(con, given)
+            check_binds(con, query, records)
+            plan = build_plan(query, con=con, tasks=records, snapshot_number=snapshot.number)
+            yield _Asked(con=con, query=query, plan=improve(plan))
+    finally:
+        con.close()
 
 
 def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: list[TaskRecord]) -> None:
@@ -85,31 +180,55 @@ def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: list[TaskRe
             con.unregister(table.relation)
 
 
-def _run(
-    con: duckdb.DuckDBPyConnection,
-    query: Query,
-    plan: Plan,
-    operators_factory: Callable[[], Operators],
-    *,
-    snapshot: Snapshot,
-    cancel: threading.Event,
-    batch_frames: int,
-) -> Result:
+_MAKING = threading.Lock()
+
+
+def _operators(plan: Plan, factory: Callable[[], Operators]) -> Operators | None:
+    """What the plan's steps run on. One query at a time makes it, so that those after it share it."""
+    with _MAKING:
+        return factory() if plan.steps.num_rows else None
+
+
+def _run(asked: _Asked, operators: Operators | None, *, snapshot: Snapshot, orders: Orders) -> Result:
     measured = Measured()
-    operators = operators_factory() if plan.steps.num_rows else None
-    outcome = run_plan(
-        plan, operators, snapshot=snapshot, measured=measured, cancel=cancel, batch_frames=batch_frames
-    )
-    for relation, rows in outcome.rows.items():
-        con.register(relation, rows)
-    try:
+    with Rows(limit_bytes=orders.limits.rows_bytes) as rows:
+        runner = Runner(asked.plan, operators, snapshot=snapshot, measured=measured, orders=orders, rows=rows)
+        runner.run(_enough(asked))
         with measured.timed("duckdb"):
-            table = con.sql(plan.sql).to_arrow_table()
-    except duckdb.InterruptException:
-        raise
-    except duckdb.Error as cause:
-        raise binder_error(cause, query.tree) from cause
-    return Result(table=table, plan=plan, measured=measured, skipped=outcome.skipped)
+            table = asked.finish(runner.relations())
+    return Result(
+        table=table,
+        plan=asked.plan,
+        measured=measured,
+        skipped=tuple(runner.skipped),
+        warnings=asked.query.warnings,
+    )
+
+
+def _enough(asked: _Asked) -> Callable[[Mapping[str, Relation]], bool] | None:
+    """Whether the rows so far give all that the query can return; None where only all rows can."""
+    stop_after: int | None = getattr(asked.plan, "stop_after", None)
+    if stop_after is None:
+        return None
+    return lambda relations: asked.finish(relations).num_rows >= stop_after
+
+
+def _streamed(
+    asked: _Asked, operators: Operators, *, snapshot: Snapshot, orders: Orders
+) -> Iterator[pa.RecordBatch]:
+    with Rows(limit_bytes=orders.limits.rows_bytes) as rows:
+        runner = Runner(
+            asked.plan, operators, snapshot=snapshot, measured=Measured(), orders=orders, rows=rows
+        )
+        schema = asked.finish(runner.relations()).schema  # of no rows yet
+        yield from schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
+        with closing(runner.tables()) as steps:
+            for tables in steps:
+                relations = {
+                    name: table for i, table in tables.items() for name in asked.plan.scans[i].relations
+                }
+                if relations:
+                    yield from asked.finish(relations).to_batches(max_chunksize=STREAM_ROWS)
 
 
 @contextmanager

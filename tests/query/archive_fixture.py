@@ -26,6 +26,7 @@ from nvpstore.query.relation import output_schema, relation_schema
 from nvpstore.query.result import Result
 from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
+from nvpstore.query.sharing import Sharing
 from nvpstore.query.steps import Batch
 from nvpstore.storage.ranges import Traffic
 from nvpstore.types import ByteRange
@@ -222,8 +223,7 @@ class FakeHandle:
     video_id: str
     segment: int
     stage: str
-    prefix_bytes: int
-    latents_bytes: int
+    start_frame: int
     traffic: Traffic
 
 
@@ -256,6 +256,10 @@ class CountingOperators:
     tails: int = 0
     source_frames: int = 0
     batches: list[int] = field(default_factory=list)
+    sharing: Sharing = field(default_factory=Sharing)
+
+    def identity(self, snapshot: Any, video_id: str, segment: int) -> tuple[str, int]:
+        return (video_id, segment)
 
     def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> FakeHandle:
         self.fetches.append((video_id, segment, stage))
@@ -264,8 +268,7 @@ class CountingOperators:
             video_id=video_id,
             segment=segment,
             stage=stage,
-            prefix_bytes=prefix,
-            latents_bytes=LATENTS_BYTES,
+            start_frame=next(clip for clip in CLIPS if clip.video_id == video_id).starts[segment],
             traffic=Traffic(requests=2, store_bytes=prefix + LATENTS_BYTES),
         )
 
@@ -279,12 +282,26 @@ class CountingOperators:
         self.ahead.append(held)
         return held
 
-    def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...]) -> dict[str, Any]:
+    def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...], *, wide: bool) -> dict[str, Any]:
         assert STAGES.index(taps[-1]) <= STAGES.index(handle.stage), "decoded deeper than was fetched"
         self.decoded.update((handle.video_id, int(frame)) for frame in frames)
         self.deepest.append(taps)
         self.batches.append(len(frames))
         return {tap: np.asarray(frames) for tap in taps}
+
+    def gather(self, parts: Any, taps: tuple[str, ...]) -> dict[str, Any]:
+        if len(parts) == 1 and len(parts[0].positions) == len(parts[0].all_frames):
+            return {tap: parts[0].features[tap] for tap in taps}
+        return {
+            tap: np.sort(np.concatenate([part.features[tap][part.positions] for part in parts]))
+            for tap in taps
+        }
+
+    def size_bytes(self, value: Any) -> int:
+        return 1000
+
+    def frame_bytes(self, handle: FakeHandle, taps: tuple[str, ...]) -> int:
+        return 8 * len(taps)
 
     def source(self, snapshot: Any, video_id: str, frames: Any) -> dict[str, Any]:
         self.source_frames += len(frames)

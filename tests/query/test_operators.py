@@ -19,7 +19,8 @@ from nvpstore.catalog import IndexedVideo, Snapshot
 from nvpstore.codec.artifact import content_rgb
 from nvpstore.codec.build import Architecture
 from nvpstore.errors import IntegrityError
-from nvpstore.query.operators import ADAPTER_BRIDGE_BYTES, DecodedPixels, TorchOperators
+from nvpstore.query.operators import ADAPTER_BRIDGE_BYTES, TorchOperators
+from nvpstore.query.operators.pixels import DecodedPixels
 from nvpstore.query.run import execute
 from nvpstore.storage.keys import new_attempt, source_key
 from nvpstore.storage.local import LocalStore

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvpstore.adapters.micro import MicroAdapter
 from nvpstore.adapters.stored import load_adapter
-from nvpstore.codec.artifact import content_rgb, load_decoder, load_latents, shown_rgb
+from nvpstore.codec.artifact import load_decoder, load_latents
 from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
+from nvpstore.query.chunks import LANE_FRAMES
+from nvpstore.query.flights import Part, weights_key
+from nvpstore.query.operators.pixels import DecodedPixels, Pixels, SourcePixels, image_rows
 from nvpstore.query.read_ahead import ahead
 from nvpstore.query.remembered import Remembered
+from nvpstore.query.sharing import Sharing
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
@@ -35,59 +38,12 @@ from nvpstore.video.source import probe, read_frames
 
 if TYPE_CHECKING:
     from nvpstore.catalog import Snapshot
+    from nvpstore.query.contract import Batch
     from nvpstore.query.plan import Scan
     from nvpstore.query.routes import Route
-    from nvpstore.query.steps import Batch
 
 # Adapters that a query passes over lie between those that it uses: these many bytes cost less than a request.
 ADAPTER_BRIDGE_BYTES = 64 << 10
-
-IMAGE_OPTIONS: Mapping[str, Mapping[str, object]] = {
-    "png": {"compress_level": 3},
-    "jpg": {"quality": 92},
-    "webp": {"quality": 92},
-}
-
-
-class Pixels(Protocol):
-    """Frames on their way to a whole backbone or to a person."""
-
-    def for_backbone(self) -> Tensor:
-        """RGB [t, 3, h, w] in 0 … 255, at any size."""
-        ...
-
-    def for_people(self) -> Tensor:
-        """RGB uint8 [t, 3, height, width] at source size."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedPixels:
-    """The `rgb` stage's output [t, 3, H, W] and what it takes to show it."""
-
-    rgb: Tensor
-    arch: Architecture
-    height: int
-    width: int
-
-    def for_backbone(self) -> Tensor:
-        return content_rgb(self.rgb, self.arch)
-
-    def for_people(self) -> Tensor:
-        return shown_rgb(self.rgb.float(), self.arch, self.height, self.width)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourcePixels:
-    """Frames of the original, uint8 [t, 3, height, width]."""
-
-    rgb: Tensor
-
-    def for_backbone(self) -> Tensor:
-        return self.rgb
-
-    def for_people(self) -> Tensor:
-        return self.rgb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +59,10 @@ class FetchedSegment:
     prefix_bytes: int
     latents_bytes: int
     traffic: Traffic
+
+    @property
+    def start_frame(self) -> int:
+        return self.record.start_frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +88,13 @@ class TorchOperators:
         ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
         self._ranges = RangeReader(store, cache=ranges)
         self._index = Remembered()
+        self.sharing = Sharing()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
+
+    def identity(self, snapshot: Snapshot, video_id: str, segment: int) -> Hashable:
+        """The latents' place: its key holds the attempt."""
+        return self._index.segment(snapshot, video_id, segment).latents
 
     def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> FetchedSegment:
         """The stage prefix by one request, the latents by one more; each row group verified by digest."""
@@ -178,21 +143,65 @@ class TorchOperators:
         wanted = list(adapters)
         if segment is not None:
             video_id, number, stage = segment
-            wanted += _segment_ranges(self._index.segment(snapshot, video_id, number), stage)
+            record = self._index.segment(snapshot, video_id, number)
+            names = [name for name, _ in record.stages]
+            deeper = names[names.index(stage) :]
+            if not self.sharing.holds([weights_key(record.latents, name) for name in deeper]):
+                wanted += _segment_ranges(record, stage)
         return self._ranges.prefetch(wanted, as_of=snapshot.number, bridge_bytes=ADAPTER_BRIDGE_BYTES)
 
     @torch.inference_mode()
     def decode(
-        self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...]
+        self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...], *, wide: bool = False
     ) -> Mapping[str, object]:
         """Stage features [t, c, h, w]; for `rgb`, Pixels."""
-        positions = torch.from_numpy(frames - handle.record.start_frame).to(self.device)
-        features: dict[str, object] = dict(handle.decoder.taps(handle.latents[positions], taps))
+        positions = frames - handle.record.start_frame
+        if wide:
+            positions = np.pad(positions, (0, -len(positions) % LANE_FRAMES), mode="edge")
+        latents = handle.latents[torch.from_numpy(positions).to(self.device)]
+        decoded = handle.decoder.taps(latents, taps)
+        features: dict[str, object] = {stage: x[: len(frames)] for stage, x in decoded.items()}
         if isinstance(rgb := features.get(RGB_STAGE), Tensor):
             features[RGB_STAGE] = DecodedPixels(
                 rgb=rgb, arch=handle.arch, height=handle.height, width=handle.width
             )
         return features
+
+    @torch.inference_mode()
+    def gather(self, parts: Sequence[Part], taps: tuple[str, ...]) -> Mapping[str, object]:
+        """Stage features and Pixels of several decodes, by frame."""
+        if len(parts) == 1 and len(parts[0].positions) == len(parts[0].all_frames):
+            return {stage: parts[0].features[stage] for stage in taps}
+        order = torch.from_numpy(np.argsort(np.concatenate([part.frames for part in parts])))
+        wanted = [torch.from_numpy(part.positions) for part in parts]
+        features: dict[str, object] = {}
+        for stage in taps:
+            values = [part.features[stage] for part in parts]
+            first = values[0]
+            tensors = [v.rgb if isinstance(v, DecodedPixels) else v for v in values]
+            picked = [x[at.to(x.device)] for x, at in zip(tensors, wanted, strict=True)]
+            joined = _like(torch.cat(picked)[order.to(self.device)], tensors[0])
+            features[stage] = replace(first, rgb=joined) if isinstance(first, DecodedPixels) else joined
+        return features
+
+    def size_bytes(self, value: object) -> int:
+        """Of tensors, pixels, decoders and adapters, and of mappings of them."""
+        if isinstance(value, Tensor):
+            return value.untyped_storage().nbytes()
+        if isinstance(value, Mapping):
+            return sum(self.size_bytes(part) for part in value.values())
+        if isinstance(value, DecodedPixels | SourcePixels):
+            return self.size_bytes(value.rgb)
+        if isinstance(value, FetchedSegment):
+            return self.size_bytes(value.latents) + _parameter_bytes(value.decoder)
+        if isinstance(value, LoadedRoute):
+            return 0 if value.adapter is None else _parameter_bytes(value.adapter)
+        raise TypeError(f"no size of {type(value).__name__}")
+
+    def frame_bytes(self, handle: FetchedSegment, taps: tuple[str, ...]) -> int:
+        """The taps, and the deepest stage three times over: convolution, shuffle, activation."""
+        shapes = [math.prod(handle.arch.stage_shape(stage)) for stage in taps]
+        return 4 * (sum(shapes) + 3 * max(shapes))
 
     def source(self, snapshot: Snapshot, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, object]:
         """`{"rgb": Pixels}` read from the original; SourceError where it is gone or another file."""
@@ -228,7 +237,7 @@ class TorchOperators:
         """The kind's columns and `frame`."""
         if scan.task is None:
             assert not isinstance(outputs, Tensor), "frames are made of pixels"
-            return _image_rows(outputs.for_people(), batch, scan.options.image_format)
+            return image_rows(outputs.for_people(), batch, scan.options.image_format)
         assert isinstance(outputs, Tensor), "tasks answer with a tensor"
         head = load(TaskSpec.from_json(scan.task.spec), self.device).head
         positions, table = head.rows(outputs.cpu(), top=scan.options.top)
@@ -286,6 +295,17 @@ class TorchOperators:
         return self._ranges.read_counted(wanted, as_of=snapshot.number)
 
 
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """`x` in the memory layout of `other`: what runs on it next then takes the same code."""
+    if other.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def _parameter_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.parameters())
+
+
 def _cache(folder: Path, budget_bytes: int) -> RangeCache:
     return RangeCache(folder, budget_bytes=budget_bytes)
 
@@ -294,23 +314,3 @@ def _segment_ranges(record: SegmentRecord, stage: str) -> list[ByteRange]:
     """The row groups of all stages up to and including `stage`, which are neighbours, and the latents."""
     names = [name for name, _ in record.stages]
     return [*(group for _, group in record.stages[: names.index(stage) + 1]), record.latents]
-
-
-def _image_rows(rgb_tchw: Tensor, batch: Batch, image_format: str) -> pa.Table:
-    height, width = rgb_tchw.shape[2:]
-    count = len(batch.frames)
-    return pa.table(
-        {
-            "frame": pa.array(batch.frames),
-            "width": pa.array(np.full(count, width, np.int32)),
-            "height": pa.array(np.full(count, height, np.int32)),
-            "image": pa.array([_encode(image, image_format) for image in rgb_tchw], pa.binary()),
-        }
-    )
-
-
-def _encode(rgb_chw: Tensor, image_format: str) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(rgb_chw.permute(1, 2, 0).cpu().numpy())
-    image.save(buffer, "jpeg" if image_format == "jpg" else image_format, **IMAGE_OPTIONS[image_format])
-    return buffer.getvalue()

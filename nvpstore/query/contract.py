@@ -1,0 +1,100 @@
+"""What runs a plan's steps: the tensor side, as the runner sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nvpstore.query.flights import Part
+from nvpstore.query.plan import Scan
+from nvpstore.query.read_ahead import Fetching
+from nvpstore.query.routes import Route
+from nvpstore.query.sharing import Sharing
+from nvpstore.storage.ranges import Traffic
+
+
+class SegmentHandle(Protocol):
+    """A segment's weights and latents: the frame that it starts at, and what it took to have them here."""
+
+    @property
+    def start_frame(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
+
+
+class RouteHandle(Protocol):
+    """A route ready for use, its adapter loaded where it has one."""
+
+    @property
+    def route_bytes(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Frames of one segment on their way through a step: `frames` int64 [t], `ts` float64 [t] in seconds."""
+
+    video_id: str
+    segment: int
+    frames: NDArray[np.int64]
+    ts: NDArray[np.float64]
+
+
+class Operators(Fetching, Protocol):
+    """The tensor side of a query. Values between its methods are opaque to the planner and the runner;
+    `snapshot` is the one that the query was given. Used by several queries at once; `decode`, `adapt` and
+    `tail` by one at a time.
+
+    Failures are `NvpError`s; anything else is a bug and ends the query whatever `on_error` says.
+    """
+
+    @property
+    def sharing(self) -> Sharing:
+        """What its queries share: one for as long as it lives."""
+
+    def identity(self, snapshot: Any, video_id: str, segment: int) -> Hashable:
+        """Tells this segment's weights from all others, those of an earlier fit included."""
+
+    def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> SegmentHandle:
+        """The stages up to and including `stage` and the latents, verified: one request each."""
+
+    def load(self, snapshot: Any, route: Route, scan: Scan) -> RouteHandle:
+        """The route's adapter (`route.adapter`, None for pixel and source routes) and the task's tail."""
+
+    def decode(
+        self, handle: Any, frames: NDArray[np.int64], taps: tuple[str, ...], *, wide: bool
+    ) -> Mapping[str, Any]:
+        """Features of the video's `frames` [t] at each of `taps`, decoded once to the deepest.
+
+        `wide`: in whole lanes (`chunks.LANE_FRAMES`), the last one filled up with frames of no interest.
+        """
+
+    def gather(self, parts: Sequence[Part], taps: tuple[str, ...]) -> Mapping[str, Any]:
+        """The features of all `parts` at `taps` by ascending frame, as one decode would have given them."""
+
+    def source(self, snapshot: Any, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, Any]:
+        """`{"rgb": the original's pixels}` of `frames` [t], decoded from the source file."""
+
+    def adapt(self, features: Mapping[str, Any], route: Any) -> Any:
+        """The tapped features through the micro adapter: the tensors of the route's cut."""
+
+    def tail(self, route: Any, features: Any) -> Any:
+        """The rest of the backbone; the whole of it, preprocessing included, for pixels."""
+
+    def rows(self, scan: Scan, outputs: Any, batch: Batch) -> pa.Table:
+        """`outputs` as rows: `relation.output_schema(scan.kind)`, `frame` ascending and of `batch.frames`.
+
+        Columns outside `scan.columns` may be missing. For `frames`, `outputs` are pixels.
+        """
+
+    def size_bytes(self, value: Any) -> int:
+        """Memory of what `fetch`, `load`, `decode`, `source` or `tail` gave."""
+
+    def frame_bytes(self, handle: Any, taps: tuple[str, ...]) -> int:
+        """Memory that `decode` takes for a frame, what it gives included."""

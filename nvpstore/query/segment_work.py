@@ -1,0 +1,282 @@
+"""One step of a plan: a segment fetched and decoded once, and every scan's rows taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nvpstore.query.chunks import batches, fitting_frames, lanes
+from nvpstore.query.contract import Batch, RouteHandle, SegmentHandle
+from nvpstore.query.flights import Ask, Part, weights_key
+from nvpstore.query.plan import Group, Step, deepest
+from nvpstore.query.routes import Route
+from nvpstore.query.rows import attach
+from nvpstore.query.scheduler import Cancelled
+from nvpstore.query.shelves import Shelf
+from nvpstore.types import RGB_STAGE
+
+if TYPE_CHECKING:
+    from nvpstore.query.steps import Runner
+
+
+class _Failed(Exception):
+    """A part of a step that several scans read failed, for all of them."""
+
+    def __init__(self, doing: str, cause: Exception) -> None:
+        super().__init__(doing)
+        self.doing, self.cause = doing, cause
+
+
+class SegmentWork:
+    """One step in flight: its handle, its routes, and the rows so far of each scan still alive.
+
+    What another query does at this moment, or has left in memory, is taken from there.
+    """
+
+    def __init__(self, runner: Runner, step: Step, groups: list[Group]) -> None:
+        self.runner = runner
+        self.step = step
+        self.key = (step.video_id, step.segment)
+        self.identity: Hashable = None
+        self.handle: SegmentHandle | None = None
+        self._groups = groups
+        self._alive = set(step.scans)
+        self._routes: dict[int, RouteHandle] = {}
+        self._work = {index: runner.work_of(index, step) for index in step.scans}
+        self.rows: dict[int, list[pa.Table]] = {index: [] for index in step.scans}
+
+    def run(self) -> None:
+        self.runner.check()
+        if self.step.source:
+            self.identity = ("source", self.step.video_id)
+        else:
+            self._fetch()
+        self._load_routes()
+        for group in self._groups:
+            for frames in self._batches(group):
+                self.runner.check()
+                if not self._alive & set(group.scans):
+                    break
+                self._batch(group, frames)
+        self.rows = {index: tables for index, tables in self.rows.items() if index in self._alive and tables}
+
+    def _batches(self, group: Group) -> Iterator[NDArray[np.int64]]:
+        if self.handle is None:
+            return batches(group.frames, start=0, batch_frames=self.runner.batch_frames)
+        fit = fitting_frames(
+            self.runner.batch_frames,
+            frame_bytes=self.runner.operators.frame_bytes(self.handle, group.taps),
+            room_bytes=self.runner.limits.batch_bytes,
+        )
+        return batches(group.frames, start=self.handle.start_frame, batch_frames=fit)
+
+    # ------------------------------------------------------------ weights
+
+    def _fetch(self) -> None:
+        runner, measured = self.runner, self.runner.measured
+        facts = runner.plan.segments[self.key]
+        stage = deepest(runner.plan, self.key, self._groups)
+        enough = facts.stages[facts.stages.index(stage) :]
+
+        def fetch(position: int) -> SegmentHandle:
+            with measured.timed("fetch"):
+                return runner.operators.fetch(runner.snapshot, *self.key, enough[position])
+
+        try:
+            self.identity = runner.operators.identity(runner.snapshot, *self.key)
+            taken = runner.sharing.deepest_of(
+                [weights_key(self.identity, name) for name in enough],
+                fetch,
+                size=runner.operators.size_bytes,
+                check=runner.check,
+            )
+        except Cancelled:
+            raise
+        except Exception as cause:
+            self._fail(set(self._alive), f"fetching stages up to {stage}", cause)
+            return
+        self.handle = taken.value
+        measured.prefix_bytes += facts.prefix(stage)
+        measured.latents_bytes += facts.latents_bytes
+        if taken.made:
+            measured.fetches += 1
+            measured.traffic += taken.value.traffic
+
+    def _load_routes(self) -> None:
+        for index in sorted(self._alive):
+            scan = self.runner.plan.scans[index]
+            if scan.task is None:
+                continue
+            route = scan.routes[self.key]
+            try:
+                self._load(index, route)
+            except Cancelled:
+                raise
+            except Exception as cause:
+                self._fail({index}, f"loading the {route.route} route", cause)
+
+    def _load(self, index: int, route: Route) -> None:
+        runner, scan = self.runner, self.runner.plan.scans[index]
+        assert scan.task is not None, "frames have no route to load"
+
+        def load() -> RouteHandle:
+            with runner.measured.timed("fetch"):
+                return runner.operators.load(runner.snapshot, route, scan)
+
+        taken = runner.sharing.once(
+            (*_route_key(route), scan.task.version),
+            load,
+            shelf=Shelf.WEIGHTS,
+            size=runner.operators.size_bytes,
+            check=runner.check,
+        )
+        self._routes[index] = taken.value
+        runner.note_route(route, taken)
+
+    # ------------------------------------------------------------ batches
+
+    def _batch(self, group: Group, frames: NDArray[np.int64]) -> None:
+        batch = _Batch(self, group, frames)
+        readers = [index for index in group.scans if index in self._alive]
+        for index in readers:
+            if index not in self._alive:
+                continue
+            try:
+                self.rows[index].append(self._scan_rows(index, batch))
+            except Cancelled:
+                raise
+            except _Failed as failed:
+                self._fail(set(group.scans) & self._alive, failed.doing, failed.cause)
+            except Exception as cause:
+                self._fail({index}, "answering", cause)
+        self.runner.measured.decoded(group.stage, frames=batch.made, reads=len(frames) * len(readers))
+
+    def _scan_rows(self, index: int, batch: _Batch) -> pa.Table:
+        """The task table's rows of a batch; its answers may be another query's."""
+        runner, scan = self.runner, self.runner.plan.scans[index]
+        route, options = scan.routes[self.key], scan.options
+        places = np.searchsorted(self._work[index]["frame"].to_numpy(), batch.frames)
+        work = self._work[index].take(pa.array(places))
+
+        def answer() -> pa.Table:
+            outputs = self._outputs(index, route, batch)
+            with runner.measured.timed("rows"):
+                return runner.operators.rows(scan, outputs, batch.described(work["ts"].to_numpy()))
+
+        version = None if scan.task is None else scan.task.version
+        asked = (version, scan.columns, options.top, options.image_format)
+        rows = self.once(
+            ("rows", *asked, *_route_key(route), batch.key), answer, size=lambda t: int(t.nbytes)
+        )
+        return attach(scan, work, route, rows)
+
+    def _outputs(self, index: int, route: Route, batch: _Batch) -> Any:
+        """The task's outputs; pixels for `frames`."""
+        scan = self.runner.plan.scans[index]
+        if scan.task is None:
+            return batch.features[RGB_STAGE]
+        key = ("outputs", scan.task.version, *_route_key(route), batch.key)
+        return self.once(
+            key,
+            lambda: self._answered(self._routes[index], route, batch.features),
+            size=self.runner.operators.size_bytes,
+        )
+
+    def _answered(self, handle: RouteHandle, route: Route, features: Mapping[str, Any]) -> Any:
+        """`features` through the route: adapter and tail, or the whole backbone."""
+        runner = self.runner
+        with runner.sharing.scheduler.device(runner.check):
+            start: Any = None
+            if route.route == "adapter":
+                with runner.measured.timed("adapt"):
+                    start = runner.operators.adapt({s: features[s] for s in route.stages}, handle)
+            else:
+                start = features[RGB_STAGE]
+            with runner.measured.timed("tail"):
+                return runner.operators.tail(handle, start)
+
+    def once(self, key: tuple[Hashable, ...], make: Callable[[], Any], *, size: Callable[[Any], int]) -> Any:
+        """A value of this segment that equal steps of other queries share."""
+        runner = self.runner
+        return runner.sharing.once(
+            (self.identity, *key), make, shelf=Shelf.FEATURES, size=size, check=runner.check
+        ).value
+
+    def _fail(self, scans: set[int], doing: str, cause: Exception) -> None:
+        self._alive -= scans
+        self.runner.fail(self.step, scans, doing, cause)
+
+
+class _Batch:
+    """Frames of one group, and their features once somebody needs them. `made`: frames decoded for them."""
+
+    def __init__(self, work: SegmentWork, group: Group, frames: NDArray[np.int64]) -> None:
+        self._work, self._group, self.frames = work, group, frames
+        self.key = frames.tobytes()
+        self.made = 0
+
+    def described(self, ts: NDArray[np.float64]) -> Batch:
+        return Batch(
+            video_id=self._work.step.video_id, segment=self._work.step.segment, frames=self.frames, ts=ts
+        )
+
+    @cached_property
+    def features(self) -> Mapping[str, Any]:
+        try:
+            return self._read_source() if self._work.step.source else self._decode()
+        except Cancelled:
+            raise
+        except Exception as cause:
+            stage = self._group.stage
+            raise _Failed(f"decoding to stage {stage}" if stage else "reading the source", cause) from cause
+
+    def _read_source(self) -> Mapping[str, Any]:
+        runner, step = self._work.runner, self._work.step
+
+        def read() -> Mapping[str, Any]:
+            with runner.measured.timed("source"):
+                features = runner.operators.source(runner.snapshot, step.video_id, self.frames)
+            runner.note_source(step)
+            self.made = len(self.frames)
+            return features
+
+        features: Mapping[str, Any] = self._work.once(
+            ("pixels", self.key), read, size=runner.operators.size_bytes
+        )
+        return features
+
+    def _decode(self) -> Mapping[str, Any]:
+        runner, group = self._work.runner, self._group
+        parts: list[Part] = []
+        for frames, wide in lanes(self.frames):
+            ask = Ask(
+                handle=self._work.handle,
+                frames=frames,
+                taps=group.taps,
+                stages=runner.plan.segments[self._work.key].stages,
+                wide=wide,
+            )
+            some, made = runner.sharing.decode(
+                self._work.identity,
+                ask,
+                self._decode_now,
+                size=runner.operators.size_bytes,
+                check=runner.check,
+            )
+            parts += some
+            self.made += made
+        return runner.operators.gather(parts, group.taps)
+
+    def _decode_now(self, ask: Ask) -> Mapping[str, Any]:
+        operators = self._work.runner.operators
+        with self._work.runner.measured.timed("decode"):
+            return operators.decode(ask.handle, ask.frames, ask.taps, wide=ask.wide)
+
+
+def _route_key(route: Route) -> tuple[Hashable, ...]:
+    return (route.route, route.stages, route.cut, route.adapter)

@@ -1,0 +1,99 @@
+"""Rows of task tables while a query runs: in memory while they are few, else in Parquet files on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from nvpstore.errors import StoreError
+
+Relation: TypeAlias = "pa.Table | ds.Dataset"  # both are registered with DuckDB as they are
+GROUP_BYTES = 256 << 10  # DuckDB's scan of a file holds dozens of row groups at once
+
+
+class Rows:
+    """Rows of several tables, added in order, of which at most `limit_bytes` stay in memory."""
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._tables: dict[int, list[pa.Table]] = {}
+        self._files: dict[int, _File] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held_bytes = 0
+        self.added = 0
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def add(self, index: int, table: pa.Table) -> None:
+        """Raises StoreError where rows must go to disk and cannot."""
+        self._tables.setdefault(index, []).append(table)
+        self._held_bytes += table.nbytes
+        self.added += table.num_rows
+        if self._held_bytes > self._limit_bytes:
+            self._spill()
+
+    def relation(self, index: int, schema: pa.Schema) -> Relation:
+        """All rows of a table so far; more may be added after."""
+        tables = [schema.empty_table(), *self._tables.get(index, [])]
+        if index not in self._files:
+            return pa.concat_tables(tables)
+        self._spill()
+        return self._files[index].dataset()
+
+    def _spill(self) -> None:
+        try:
+            for index, tables in self._tables.items():
+                if tables:
+                    self._file(index).write(pa.concat_tables(tables))
+        except OSError as cause:
+            raise StoreError(f"rows beyond {self._limit_bytes} bytes cannot go to disk: {cause}") from cause
+        self._tables = {}
+        self._held_bytes = 0
+
+    def _file(self, index: int) -> _File:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="nvp-rows-")
+        if index not in self._files:
+            self._files[index] = _File(Path(self._folder.name) / str(index))
+        return self._files[index]
+
+
+class _File:
+    """One table on disk, as Parquet files: each is finished once it must be read."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._parts: list[str] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._parts.append(str(self._folder / f"{len(self._parts):06}.parquet"))
+            self._writer = pq.ParquetWriter(self._parts[-1], table.schema, compression="lz4")
+        rows = max(1, table.num_rows * GROUP_BYTES // max(1, table.nbytes))
+        self._writer.write_table(table, row_group_size=rows)
+
+    def dataset(self) -> ds.Dataset:
+        self.close()
+        return ds.dataset(self._parts, format="parquet")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
