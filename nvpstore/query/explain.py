@@ -7,9 +7,8 @@ from typing import Any
 
 from nvpstore.query.cost import Part, estimate, parts
 from nvpstore.query.measured import Measured
-from nvpstore.query.plan import Key, Plan, Scan, top_of
+from nvpstore.query.plan import Plan, Scan, top_of
 
-_NAMED_SEGMENTS = 6
 _LABEL_WIDTH = 8
 
 
@@ -59,14 +58,13 @@ def _tree(root: str, branches: list[list[str]]) -> list[str]:
 
 
 def _scan_lines(plan: Plan, scan: Scan) -> list[str]:
-    runs = scan.frames_by_segment()
     head = (
-        f"Scan {scan.name}  frames {scan.work.num_rows} of {plan.total_frames},"
-        f" segments {len(runs)} of {plan.total_segments}{_options(scan)}"
+        f"Scan {scan.name}  frames {scan.frames} of {plan.total_frames},"
+        f" segments {scan.segments} of {plan.total_segments}{_options(scan)}"
     )
     if not scan.computes:
         return _tree(head, [["Index only: what is read needs no decoding"]])
-    return _tree(head, [_part_lines(scan, part) for part in parts(plan, scan)])
+    return _tree(head, [_part_lines(scan, part) for part in parts(scan)])
 
 
 def _options(scan: Scan) -> str:
@@ -84,7 +82,7 @@ def _options(scan: Scan) -> str:
 
 def _part_lines(scan: Scan, part: Part) -> list[str]:
     frames = _count(part.frames, "frame")
-    head = f"Route {part.route.route}  {_segments(part.segments)}, {frames}{_fidelity(part)}"
+    head = f"Route {part.route.route}  {_segments(part)}, {frames}{_fidelity(part)}"
     lines = []
     if part.route.route == "source":
         lines.append(_line("Read", f"source files  {_size(part.source_bytes)}"))
@@ -108,10 +106,10 @@ def _line(step: str, text: str) -> str:
     return f"{step:<{_LABEL_WIDTH}}{text}"
 
 
-def _segments(keys: tuple[Key, ...]) -> str:
-    named = ", ".join(f"{video_id[:8]}/{segment}" for video_id, segment in keys[:_NAMED_SEGMENTS])
-    more = f" and {len(keys) - _NAMED_SEGMENTS} more" if len(keys) > _NAMED_SEGMENTS else ""
-    return f"segment {named}" if len(keys) == 1 else f"segments {named}{more}"
+def _segments(part: Part) -> str:
+    named = ", ".join(f"{video_id[:8]}/{segment}" for video_id, segment in part.named)
+    more = f" and {part.segments - len(part.named)} more" if part.segments > len(part.named) else ""
+    return f"segment {named}" if part.segments == 1 else f"segments {named}{more}"
 
 
 def _fidelity(part: Part) -> str:
@@ -217,12 +215,12 @@ def _scan_dict(plan: Plan, scan: Scan) -> dict[str, Any]:
     document: dict[str, Any] = {
         "table": scan.task.name if scan.task is not None else "frames",
         "version": scan.task.version if scan.task is not None else None,
-        "frames": scan.work.num_rows,
-        "segments": len(scan.frames_by_segment()),
+        "frames": scan.frames,
+        "segments": scan.segments,
         "columns": list(scan.columns),
         "index_only": not scan.computes,
     }
-    document["parts"] = [_part_dict(part) for part in parts(plan, scan)] if scan.computes else []
+    document["parts"] = [_part_dict(part) for part in parts(scan)] if scan.computes else []
     return document
 
 
@@ -233,7 +231,8 @@ def _part_dict(part: Part) -> dict[str, Any]:
         "fetched_stages": list(part.stages_fetched),
         "cut": part.route.cut,
         "scope": part.route.scope,
-        "segments": [{"video_id": video_id, "segment": segment} for video_id, segment in part.segments],
+        "segments": part.segments,
+        "first_segments": [{"video_id": video_id, "segment": segment} for video_id, segment in part.named],
         "frames": part.frames,
         "prefix_bytes": part.prefix_bytes,
         "latents_bytes": part.latents_bytes,

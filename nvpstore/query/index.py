@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from nvpstore.query.routes import Route
+from nvpstore.query.sample import videos_filter
 from nvpstore.types import RGB_STAGE, ByteRange, TaskRecord
 
 _KEYS = "__nvp_keys"
@@ -72,9 +73,9 @@ def segment_facts(
                list(g.stage ORDER BY g.position) FILTER (g.stage IS NOT NULL),
                list(g.size_bytes ORDER BY g.position) FILTER (g.stage IS NOT NULL),
                list(g.gflops ORDER BY g.position) FILTER (g.stage IS NOT NULL)
-        FROM {keys} k JOIN idx.store.videos v USING (video_id)
-        JOIN idx.store.segments s ON s.video_id = k.video_id AND s.segment = k.segment
-        LEFT JOIN idx.store.stages g ON g.video_id = k.video_id AND g.segment = k.segment
+        FROM {keys} k JOIN (FROM idx.store.videos{among}) v USING (video_id)
+        JOIN (FROM idx.store.segments{among}) s ON s.video_id = k.video_id AND s.segment = k.segment
+        LEFT JOIN (FROM idx.store.stages{among}) g ON g.video_id = k.video_id AND g.segment = k.segment
         GROUP BY k.video_id, k.segment ORDER BY k.video_id, k.segment
         """,
     )
@@ -112,7 +113,7 @@ def route_candidates(
     sql = """
         SELECT r.video_id, r.segment, r.route, r.stages, r.cut, r.scope, r.fidelity, r.gflops, r.bytes,
                r.key, r."offset", r.size_bytes, r.sha256
-        FROM idx.store.routes r JOIN {keys} k USING (video_id, segment)
+        FROM (FROM idx.store.routes{among}) r JOIN {keys} k USING (video_id, segment)
         WHERE r.task = ? AND r.version = ?
         """
     for row in _for_keys(con, facts, sql, [task.name, task.version]):
@@ -181,7 +182,7 @@ def _for_keys(
     sql: str,
     parameters: list[Any] | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Runs `sql` with `{keys}` standing for a table of (video_id, segment)."""
+    """Runs `sql` with `{keys}` standing for a table of (video_id, segment) and `{among}` for their videos."""
     pairs = list(keys)
     table = pa.table(
         {
@@ -191,6 +192,7 @@ def _for_keys(
     )
     con.register(_KEYS, table)
     try:
-        return con.execute(sql.format(keys=_KEYS), parameters or []).fetchall()
+        among = videos_filter(table["video_id"].unique())
+        return con.execute(sql.format(keys=_KEYS, among=among), parameters or []).fetchall()
     finally:
         con.unregister(_KEYS)

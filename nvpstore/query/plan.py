@@ -6,26 +6,32 @@ Pure: reads the index, touches no tensor, imports no torch. Per-segment steps ex
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nvpstore.errors import QueryError, RouteError
+from nvpstore.query.candidates import choose_rows, frame_candidates, task_candidates
 from nvpstore.query.columns import read_columns
+from nvpstore.query.details import Details, FactsBySegment, Key
+from nvpstore.query.early_stop import enough_rows
 from nvpstore.query.index import SegmentFacts, route_candidates, segment_facts
 from nvpstore.query.options import TableOptions, suggestion
 from nvpstore.query.parse import CATALOG_VIEWS, FRAMES, Query, TaskTable
-from nvpstore.query.relation import must_compute, relation_schema
-from nvpstore.query.routes import Route, choose, describe_unmet
-from nvpstore.query.sample import scoped_frames
+from nvpstore.query.places import Places
+from nvpstore.query.relation import relation_schema
+from nvpstore.query.routes import describe_unmet
+from nvpstore.query.sample import Scoped, scoped_segments
+from nvpstore.query.scans import Chosen, Scan, Skipped, top_of
 from nvpstore.query.scope import find_scopes
 from nvpstore.types import RGB_STAGE, TaskRecord
 
-Key = tuple[str, int]  # (video_id, segment)
+_NAMED = 5  # segments in an error's message
 
 
 class Snapshot(Protocol):
@@ -36,50 +42,6 @@ class Snapshot(Protocol):
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A fresh in-memory connection: the index attached read-only as `idx`, the views unqualified."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """A segment that `on_error := 'skip'` left out, and why."""
-
-    video_id: str
-    segment: int
-    table: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """The rows of one task (None: of `frames`) that a query needs, computed once for all `relations`.
-
-    `work` has a row a frame: video_id, segment, frame, ts, wall_ts; by video and frame. `routes[(video_id,
-    segment)]` answers it there. `columns` are those that are read.
-    """
-
-    relations: tuple[str, ...]
-    task: TaskRecord | None
-    options: TableOptions
-    columns: tuple[str, ...]
-    work: pa.Table
-    routes: Mapping[Key, Route]
-    skipped: tuple[Skipped, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        return FRAMES if self.task is None else self.task.kind
-
-    @property
-    def name(self) -> str:
-        return FRAMES if self.task is None else f"{self.task.name}@{self.task.version[:4]}…"
-
-    @property
-    def computes(self) -> bool:
-        """Whether anything must be decoded: not where only frames, times and ranks are read."""
-        return must_compute(self.kind, self.columns)
-
-    def frames_by_segment(self) -> dict[Key, tuple[int, int]]:
-        """The rows [start, stop) of `work` of every segment."""
-        return segment_runs(self.work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +64,12 @@ class Group:
     stage: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
     """What `run` carries out. `relations` are all that `sql` reads; those without a scan stay empty.
 
-    `steps` has a row a decode: video_id, segment, source, scans.
+    `steps` has a row a decode: video_id, segment, source, scans. The first of them may be enough: once they
+    have given `sql` `stop_after` rows, or `stop_once` (a query over the same relations) a row. None: all are.
     """
 
     scans: tuple[Scan, ...]
@@ -114,15 +77,21 @@ class Plan:
     relations: Mapping[str, pa.Schema]
     sql: str
     snapshot_number: int
-    segments: Mapping[Key, SegmentFacts] = field(default_factory=dict)
     total_frames: int = 0
     total_segments: int = 0
     skipped: tuple[Skipped, ...] = ()
+    stop_after: int | None = None
+    stop_once: str | None = None
+
+    @property
+    def segments(self) -> Mapping[Key, SegmentFacts]:
+        """What is stored of each segment of each scan."""
+        return FactsBySegment(tuple((scan.details, scan.scoped.places) for scan in self.scans))
 
 
 STEP_SCHEMA = pa.schema(
     [
-        pa.field("video_id", pa.string()),
+        pa.field("video_id", pa.dictionary(pa.int32(), pa.string())),
         pa.field("segment", pa.int32()),
         pa.field("source", pa.bool_()),
         pa.field("scans", pa.list_(pa.int32())),
@@ -144,28 +113,26 @@ def build_plan(
     schemas = {name: relation_schema(FRAMES if t is None else t.kind) for name, t in records.items()}
     columns = {name: frozenset(schema.names) for name, schema in schemas.items()} | view_columns(con)
     scopes = find_scopes(query, columns)
-    scans: list[Scan] = []
-    segments: dict[Key, SegmentFacts] = {}
+    scans = []
     for table in query.tables:
-        work = scoped_frames(con, scopes[table.relation], table.options)
-        keys = list(segment_runs(work))
-        facts = segment_facts(con, keys)
-        segments |= facts
+        scoped = scoped_segments(con, scopes[table.relation], table.options)
         used = read_columns(table.columns, schemas[table.relation].names)
-        scans.append(_scan(table, records[table.relation], used, work=work, con=con, facts=facts))
+        scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
     ((total_frames, total_segments),) = con.execute(
         "SELECT coalesce(sum(frames), 0)::BIGINT, count(*) FROM idx.store.segments"
     ).fetchall()
+    enough = enough_rows(query, columns)
     return Plan(
         scans=tuple(scans),
         steps=naive_steps(scans),
         relations=schemas,
         sql=query.sql,
         snapshot_number=snapshot_number,
-        segments=segments,
         total_frames=total_frames,
         total_segments=total_segments,
         skipped=tuple(skip for scan in scans for skip in scan.skipped),
+        stop_after=enough.rows,
+        stop_once=enough.once,
     )
 
 
@@ -186,12 +153,6 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     return task
 
 
-def top_of(scan: Scan) -> int:
-    """How many labels a frame of a classification scan has: `top`, or all where there are fewer."""
-    labels = len(scan.task.labels) if scan.task is not None else 0
-    return min(scan.options.top, labels) if labels else scan.options.top
-
-
 def view_columns(con: duckdb.DuckDBPyConnection) -> dict[str, frozenset[str]]:
     """The column names of the public views."""
     return {view: frozenset(con.table(view).columns) for view in CATALOG_VIEWS}
@@ -202,68 +163,62 @@ def _scan(
     task: TaskRecord | None,
     columns: tuple[str, ...],
     *,
-    work: pa.Table,
+    scoped: Scoped,
     con: duckdb.DuckDBPyConnection,
-    facts: Mapping[Key, SegmentFacts],
 ) -> Scan:
-    candidates = route_candidates(con, task, facts)
-    routes, skipped = {}, []
-    for (video_id, segment), options in candidates.items():
-        best = choose(options, table.options)
-        if best is not None:
-            routes[(video_id, segment)] = best
-            continue
-        reason = describe_unmet(options, table.options)
-        skipped.append(Skipped(video_id=video_id, segment=segment, table=table.shown, reason=reason))
-    if skipped and table.options.on_error == "error":
-        raise _unmet(table, skipped)
+    options = table.options
+    found = frame_candidates(con, scoped) if task is None else task_candidates(con, task, scoped)
+    rows = choose_rows(found, len(scoped), min_fidelity=options.min_fidelity, only=options.route)
+    unmet = np.flatnonzero(rows < 0)
+    if len(unmet) and options.on_error == "error":
+        raise _unmet(table, _skipped(con, table, task, scoped.places, unmet[:_NAMED]), len(unmet))
+    skipped = _skipped(con, table, task, scoped.places, unmet)
+    rows, scoped = rows[rows >= 0], scoped.only(np.flatnonzero(rows >= 0))
     return Scan(
         relations=(table.relation,),
         task=task,
-        options=table.options,
+        options=options,
         columns=columns,
-        work=without(work, {(skip.video_id, skip.segment) for skip in skipped}),
-        routes=routes,
+        scoped=scoped,
+        chosen=Chosen(
+            kinds=found.kinds,
+            kind=found.kind[rows],
+            fidelity=found.fidelity[rows],
+            gflops=found.gflops[rows],
+        ),
+        details=Details(con, task, options, scoped),
         skipped=tuple(skipped),
     )
 
 
-def _unmet(table: TaskTable, skipped: Sequence[Skipped]) -> RouteError:
-    named = [f"video {s.video_id} segment {s.segment} ({s.reason})" for s in skipped[:5]]
-    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+def _skipped(
+    con: duckdb.DuckDBPyConnection,
+    table: TaskTable,
+    task: TaskRecord | None,
+    places: Places,
+    rows: NDArray[np.int64],
+) -> list[Skipped]:
+    """Why the segments at `rows` have no route as asked."""
+    keys = [places.key(row) for row in rows.tolist()]
+    found = route_candidates(con, task, segment_facts(con, keys)) if keys else {}
+    return [
+        Skipped(
+            video_id=video_id,
+            segment=segment,
+            table=table.shown,
+            reason=describe_unmet(options, table.options),
+        )
+        for (video_id, segment), options in found.items()
+    ]
+
+
+def _unmet(table: TaskTable, first: Sequence[Skipped], count: int) -> RouteError:
+    named = [f"video {s.video_id} segment {s.segment} ({s.reason})" for s in first]
+    more = f" and {count - len(first)} more" if count > len(first) else ""
     return RouteError(
         f"{table.where}: no route of {table.shown} meets what is asked on {', '.join(named)}{more};"
         " on_error := 'skip' leaves such segments out"
     )
-
-
-# ---------------------------------------------------------------- work by segment
-
-
-def segment_runs(work: pa.Table) -> dict[Key, tuple[int, int]]:
-    """Rows [start, stop) of every (video_id, segment) of a table ordered by them."""
-    if work.num_rows == 0:
-        return {}
-    videos = work["video_id"].combine_chunks().dictionary_encode()
-    codes, segments = videos.indices.to_numpy(), work["segment"].to_numpy()
-    changed = (np.diff(codes) != 0) | (np.diff(segments) != 0)
-    starts = np.concatenate([[0], np.flatnonzero(changed) + 1])
-    stops = np.append(starts[1:], work.num_rows)
-    names = videos.dictionary.to_pylist()
-    return {
-        (names[codes[start]], int(segments[start])): (int(start), int(stop))
-        for start, stop in zip(starts, stops, strict=True)
-    }
-
-
-def without(work: pa.Table, keys: set[Key]) -> pa.Table:
-    """`work` less the rows of these segments."""
-    if not keys:
-        return work
-    keep = np.ones(work.num_rows, dtype=np.bool_)
-    for key, (start, stop) in segment_runs(work).items():
-        keep[start:stop] = key not in keys
-    return work.filter(pa.array(keep))
 
 
 # ---------------------------------------------------------------- steps
@@ -271,39 +226,54 @@ def without(work: pa.Table, keys: set[Key]) -> pa.Table:
 
 def naive_steps(scans: Sequence[Scan]) -> pa.Table:
     """A decode a scan and segment, in order of video and segment."""
-    rows = [
-        {
-            "video_id": key[0],
-            "segment": key[1],
-            "source": scan.routes[key].route == "source",
-            "scans": [index],
-        }
-        for index, scan in enumerate(scans)
-        if scan.computes
-        for key in scan.frames_by_segment()
+    some = [(index, scan) for index, scan in enumerate(scans) if scan.computes and scan.segments]
+    if not some:
+        return STEP_SCHEMA.empty_table()
+    videos = pc.unique(pa.chunked_array([scan.scoped.places.videos for _, scan in some]))
+    videos = videos.take(pc.sort_indices(videos))
+    codes = [
+        pc.index_in(scan.scoped.places.videos, value_set=videos).to_numpy()[scan.scoped.places.code]
+        for _, scan in some
     ]
-    rows.sort(key=lambda row: (row["video_id"], row["segment"], row["source"], row["scans"]))
-    return pa.Table.from_pylist(rows, schema=STEP_SCHEMA)
+    code = np.concatenate(codes)
+    segment = np.concatenate([scan.scoped.places.segment for _, scan in some])
+    source = np.concatenate([scan.chosen.from_source for _, scan in some])
+    index = np.repeat([index for index, _ in some], [scan.segments for _, scan in some]).astype(np.int32)
+    if len(some) > 1:
+        order = np.lexsort((index, source, segment, code))
+        code, segment, source, index = code[order], segment[order], source[order], index[order]
+    one_each = pa.array(np.arange(len(index) + 1, dtype=np.int32))
+    columns = [
+        pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), videos),
+        pa.array(segment, pa.int32()),
+        pa.array(source, pa.bool_()),
+        pa.ListArray.from_arrays(one_each, pa.array(index)),
+    ]
+    return pa.table(columns, schema=STEP_SCHEMA)
 
 
 def iterate_steps(plan: Plan) -> Iterator[tuple[Step, list[Group]]]:
     """Each step with its frames, grouped by the scans that read them: no frame is in two groups."""
-    runs = [scan.frames_by_segment() for scan in plan.scans]
-    frames = [scan.work["frame"].to_numpy() for scan in plan.scans]
     for batch in plan.steps.to_batches(max_chunksize=1024):
-        for row in batch.to_pylist():
-            step = Step(
-                video_id=row["video_id"],
-                segment=row["segment"],
-                source=row["source"],
-                scans=tuple(row["scans"]),
-            )
-            key = (step.video_id, step.segment)
-            mine = {index: frames[index][slice(*runs[index][key])] for index in step.scans}
-            yield step, _groups(plan, step, mine)
+        for step in steps_of(batch):
+            yield step, groups_of(plan, step)
 
 
-def _groups(plan: Plan, step: Step, frames: Mapping[int, NDArray[np.int64]]) -> list[Group]:
+def steps_of(rows: pa.RecordBatch | pa.Table) -> Iterator[Step]:
+    """Rows of a plan's steps as objects."""
+    for row in rows.to_pylist():
+        yield Step(
+            video_id=row["video_id"],
+            segment=row["segment"],
+            source=row["source"],
+            scans=tuple(row["scans"]),
+        )
+
+
+def groups_of(plan: Plan, step: Step) -> list[Group]:
+    """The frames of `step`, grouped by the scans that read them."""
+    key = (step.video_id, step.segment)
+    frames = {index: plan.scans[index].work_of(key)["frame"].to_numpy() for index in step.scans}
     union = np.unique(np.concatenate(list(frames.values())))
     readers = np.stack([np.isin(union, frames[index], assume_unique=True) for index in step.scans])
     masks, members = np.unique(readers, axis=1, return_inverse=True)
@@ -326,3 +296,24 @@ def deepest(plan: Plan, key: Key, groups: Sequence[Group]) -> str:
     """The stage up to which a step's weights are fetched."""
     order = plan.segments[key].stages
     return max((group.stage for group in groups), key=order.index)
+
+
+__all__ = [
+    "STEP_SCHEMA",
+    "Chosen",
+    "Group",
+    "Key",
+    "Plan",
+    "Scan",
+    "Skipped",
+    "Snapshot",
+    "Step",
+    "build_plan",
+    "deepest",
+    "groups_of",
+    "iterate_steps",
+    "naive_steps",
+    "resolve_task",
+    "steps_of",
+    "top_of",
+]

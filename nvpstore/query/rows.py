@@ -36,9 +36,9 @@ def attach(scan: Scan, work: pa.Table, route: Route, outputs: pa.Table) -> pa.Ta
 def free_rows(plan: Plan, scan: Scan) -> pa.Table:
     """The rows of a scan of which only frames, times, routes, ranks or sizes are read: nothing is decoded."""
     tables = []
-    for key, (start, stop) in scan.frames_by_segment().items():
-        work, count = scan.work.slice(start, stop - start), stop - start
-        frames = work["frame"].to_numpy()
+    for key in scan.routes:
+        work = scan.work_of(key)
+        frames, count = work["frame"].to_numpy(), work.num_rows
         if scan.kind == "classification":
             top = top_of(scan)
             ranks = np.tile(np.arange(1, top + 1, dtype=np.int32), count)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from nvpstore.query.plan import STEP_SCHEMA, Plan, Scan, naive_steps
+from nvpstore.query.details import Details
+from nvpstore.query.plan import STEP_SCHEMA, Chosen, Plan, Scan, naive_steps
 from nvpstore.query.relation import relation_schema
+from nvpstore.query.sample import united
+
+N = TypeVar("N", np.int64, np.float64)
+Rows = NDArray[np.int64]
 
 
 def merge_equal_scans(plan: Plan) -> Plan:
@@ -28,33 +35,54 @@ def merge_equal_scans(plan: Plan) -> Plan:
 
 
 def _union(left: Scan, right: Scan) -> Scan:
-    work = pa.concat_tables([left.work, right.work]).group_by(left.work.schema.names, use_threads=False)
     columns = [c for c in relation_schema(left.kind).names if c in left.columns or c in right.columns]
+    scoped, (mine, theirs) = united(left.scoped, right.scoped)
+    chosen = Chosen(
+        kinds=left.chosen.kinds + right.chosen.kinds,
+        kind=_either(left.chosen.kind, right.chosen.kind + len(left.chosen.kinds), mine, theirs),
+        fidelity=_either(left.chosen.fidelity, right.chosen.fidelity, mine, theirs),
+        gflops=_either(left.chosen.gflops, right.chosen.gflops, mine, theirs),
+    )
     return replace(
         left,
         relations=left.relations + right.relations,
         columns=tuple(columns),
-        work=work.aggregate([]).sort_by([("video_id", "ascending"), ("frame", "ascending")]),
-        routes={**left.routes, **right.routes},
+        scoped=scoped,
+        chosen=chosen,
+        details=Details(left.details.con, left.task, left.options, scoped),
         skipped=tuple(dict.fromkeys(left.skipped + right.skipped)),
     )
 
 
+def _either(left: NDArray[N], right: NDArray[N], mine: Rows, theirs: Rows) -> NDArray[N]:
+    """Of each united segment the value at its row in `left`, or in `right` where it is only there."""
+    values = np.empty(len(mine), dtype=left.dtype)
+    values[theirs >= 0] = right[theirs[theirs >= 0]]
+    values[mine >= 0] = left[mine[mine >= 0]]
+    return values
+
+
 def drop_empty_scans(plan: Plan) -> Plan:
     """A scan without frames is no step at all; its relations stay, empty."""
-    return _with_scans(plan, [scan for scan in plan.scans if scan.work.num_rows])
+    return _with_scans(plan, [scan for scan in plan.scans if scan.segments])
 
 
 def share_decodes(plan: Plan) -> Plan:
     """All scans of a segment share one decode: a shallower one is a tap of the deeper one."""
-    rows = plan.steps.to_pylist()
-    shared = []
-    for (video_id, segment, source), same in groupby(
-        rows, key=lambda row: (row["video_id"], row["segment"], row["source"])
-    ):
-        scans = sorted({scan for row in same for scan in row["scans"]})
-        shared.append({"video_id": video_id, "segment": segment, "source": source, "scans": scans})
-    return replace(plan, steps=pa.Table.from_pylist(shared, schema=STEP_SCHEMA))
+    steps = plan.steps.combine_chunks()
+    if steps.num_rows == 0:
+        return plan
+    columns = [steps["video_id"].chunk(0).indices, steps["segment"].chunk(0), steps["source"].chunk(0)]
+    changed = np.zeros(steps.num_rows, dtype=np.bool_)
+    changed[0] = True
+    for column in columns:
+        values = column.to_numpy(zero_copy_only=False)
+        changed[1:] |= values[1:] != values[:-1]
+    firsts = np.flatnonzero(changed)
+    scans = steps["scans"].chunk(0)
+    offsets = np.append(scans.offsets.to_numpy()[firsts], len(scans.values)).astype(np.int32)
+    shared = pa.ListArray.from_arrays(pa.array(offsets), scans.values)
+    return replace(plan, steps=steps.take(pa.array(firsts)).set_column(3, STEP_SCHEMA.field(3), shared))
 
 
 def _with_scans(plan: Plan, scans: Sequence[Scan]) -> Plan:

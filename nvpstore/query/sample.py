@@ -1,12 +1,13 @@
-"""The frames behind a scope: prune segments by their bounds, enumerate what is left, sample, filter.
+"""The frames behind a scope: prune segments by their bounds, look at frames only where bounds do not decide.
 
-`ts` = (pts - first pts) · numerator / denominator in float64, the product in exact integers. Sampling looks
-at the whole video and knows no predicate, so that the sampled set never depends on WHERE.
+What is kept of a segment is that all its frames are in scope, or a bit a frame: plans of millions of segments
+stay small, and the frames themselves are enumerated when their turn comes.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
+from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,189 +16,288 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlglot import exp
 
+from nvpstore.query.bounds import MOST_BOUNDS, is_frame_level, relax, tighten
+from nvpstore.query.frames import (
+    TIMING,
+    WORK_FIELDS,
+    WORK_SCHEMA,
+    Enumerated,
+    enumerate_frames,
+    frame_chunks,
+    on_grid,
+    sampled,
+    sampled_counts,
+    work_table,
+)
+from nvpstore.query.implied import strengthen, weaken
 from nvpstore.query.options import TableOptions
-from nvpstore.query.scope import OUT, weaken
-
-WORK_FIELDS = [
-    pa.field("video_id", pa.string()),
-    pa.field("segment", pa.int32()),
-    pa.field("frame", pa.int64()),
-    pa.field("ts", pa.float64()),
-    pa.field("wall_ts", pa.timestamp("us", "UTC")),
-]
-WORK_SCHEMA = pa.schema(WORK_FIELDS)
+from nvpstore.query.places import Places, in_order
+from nvpstore.query.scope import OUT
 
 # Bounds are a little wider than stored times: whoever wrote them may have rounded differently.
 _SEGMENTS = """
 SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first, s.pts_step, s.pts,
-       v.time_base_num AS num, v.time_base_den AS den,
-       epoch_us(v.recorded_at) AS recorded_us,
-       lead(s.pts_first) OVER (PARTITION BY s.video_id ORDER BY s.segment) AS next_pts,
+       v.time_base_num AS num, v.time_base_den AS den, epoch_us(v.recorded_at) AS recorded_us,
+       NULL::BIGINT AS next_pts,
+       v.source_uri IS NOT NULL AS has_source, s.latents_key IS NOT NULL AS fitted,
+       coalesce(v.source_bytes, 0) AS source_bytes,
        s.start_frame AS frame_lo, s.start_frame + s.frames - 1 AS frame_hi,
        s.start_ts - 1e-5 AS ts_lo, s.end_ts + 1e-5 AS ts_hi,
        make_timestamptz(epoch_us(v.recorded_at) + floor((s.start_ts - 1e-5) * 1e6)::BIGINT) AS wall_ts_lo,
        make_timestamptz(epoch_us(v.recorded_at) + ceil((s.end_ts + 1e-5) * 1e6)::BIGINT) AS wall_ts_hi
 FROM idx.store.segments s JOIN idx.store.videos v USING (video_id)
 """
+_LEAN = "video_id, segment, start_frame, frames, has_source, fitted, source_bytes"
+_ALL = ", ".join([*TIMING, "has_source", "fitted", "source_bytes"])
 _CANDIDATES = "__nvp_frames"
+_FEW_VIDEOS = 1024
 
 
-def scoped_frames(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: TableOptions) -> pa.Table:
-    """Frames (WORK_SCHEMA) that `scope` keeps of those that `options` samples, by video and frame."""
-    candidates = enumerate_frames(_segments(con, scope), options)
-    if scope is None or candidates.num_rows == 0:
-        return candidates
-    con.register(_CANDIDATES, candidates)
-    try:
-        condition = scope.sql("duckdb")
-        query = f"SELECT * FROM {_CANDIDATES} AS {OUT} WHERE {condition} ORDER BY video_id, frame"
-        return con.sql(query).to_arrow_table().cast(WORK_SCHEMA)
-    except duckdb.Error:
-        return candidates  # see `_segments`
-    finally:
-        con.unregister(_CANDIDATES)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoped:
+    """The segments that have frames in scope, in order of video and segment.
+
+    `frames` int64 [n] counts those in scope. `mask_at` int64 [n] is where in `masks` the `mask_bytes` of a
+    segment begin (a bit a frame of the segment), or -1 where all its sampled frames are in scope.
+    `has_source`, `fitted` bool [n] and `source_bytes` int64 [n] are the index's words on the segment's video.
+    """
+
+    places: Places
+    frames: NDArray[np.int64]
+    mask_at: NDArray[np.int64]
+    mask_bytes: NDArray[np.int64]
+    masks: NDArray[np.uint8]
+    has_source: NDArray[np.bool_]
+    fitted: NDArray[np.bool_]
+    source_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def only(self, rows: NDArray[np.int64]) -> Scoped:
+        """Just the segments at `rows`, which ascend."""
+        if len(rows) == len(self):
+            return self
+        places = self.places
+        # Ids that nothing refers to any more would still be looked for in the index.
+        codes, code = np.unique(places.code[rows], return_inverse=True)
+        return Scoped(
+            places=Places(
+                videos=places.videos.take(pa.array(codes)),
+                code=code.astype(np.int32),
+                segment=places.segment[rows],
+            ),
+            frames=self.frames[rows],
+            mask_at=self.mask_at[rows],
+            mask_bytes=self.mask_bytes[rows],
+            masks=self.masks,
+            has_source=self.has_source[rows],
+            fitted=self.fitted[rows],
+            source_bytes=self.source_bytes[rows],
+        )
 
 
-def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None) -> pa.Table:
-    relaxed = None if scope is None else weaken(scope.copy(), _relax)
-    if relaxed is not None and sum(1 for _ in relaxed.find_all(exp.Column)) > _MOST_BOUNDS:
-        relaxed = None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
+def scoped_segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: TableOptions) -> Scoped:
+    """The segments with frames that `scope` keeps of those that `options` samples."""
+    rows, places = in_order(_segments(con, scope, options))
+    if options.every is not None:
+        rows = with_next(con, rows, places)
+    counts = _counts(rows, options)
+    mask_at = np.full(len(counts), -1, dtype=np.int64)
+    masks = np.empty(0, dtype=np.uint8)
+    partial = np.flatnonzero(~pc.fill_null(rows["whole"], False).to_numpy())
+    if scope is not None and len(partial):
+        kept = _masks(con, scope, rows.take(pa.array(partial)), options)
+        if kept is not None:
+            masks, mask_at[partial], counts[partial] = kept
+    return Scoped(
+        places=places,
+        frames=counts,
+        mask_at=mask_at,
+        mask_bytes=np.where(mask_at < 0, 0, -(-rows["frames"].to_numpy().astype(np.int64) // 8)),
+        masks=masks,
+        has_source=rows["has_source"].to_numpy(),
+        fitted=rows["fitted"].to_numpy(),
+        source_bytes=rows["source_bytes"].to_numpy(),
+    ).only(np.flatnonzero(counts > 0))
+
+
+def _counts(rows: pa.Table, options: TableOptions) -> NDArray[np.int64]:
+    if options.every is not None or options.stride is not None:
+        return sampled_counts(rows, options)
+    counts: NDArray[np.int64] = rows["frames"].to_numpy().astype(np.int64)
+    return counts
+
+
+def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: TableOptions) -> pa.Table:
+    """Segments that may have frames in scope; `whole` says that all of them certainly are.
+
+    Without the times of their frames where those decide nothing.
+    """
+    relaxed = whole = None
+    if scope is not None:
+        relaxed, whole = weaken(scope.copy(), relax), strengthen(scope.copy(), tighten)
+    if relaxed is not None and sum(1 for _ in relaxed.find_all(exp.Column)) > MOST_BOUNDS:
+        relaxed = whole = (
+            None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
+        )
+    certain = "true" if scope is None else "false" if whole is None else whole.sql("duckdb")
     condition = "" if relaxed is None else f" WHERE {relaxed.sql('duckdb')}"
-    query = f"SELECT * FROM ({_SEGMENTS}) AS {OUT}{{}} ORDER BY video_id, segment"
+    lean = options.every is None and (scope is None or (whole is not None and not is_frame_level(scope)))
+    query = f"SELECT {{}}, {{}} AS whole FROM ({_SEGMENTS}) AS {OUT}{{}}"
     try:
-        return con.sql(query.format(condition)).to_arrow_table()
+        columns = _LEAN if lean else _ALL
+        return con.sql(query.format(columns, certain, condition)).to_arrow_table()
     except duckdb.Error:
         # A condition may fail on rows that the query's other conditions keep from it (a cast, say). The
         # query itself decides: here such a condition just does not narrow.
-        return con.sql(query.format("")).to_arrow_table()
+        return con.sql(query.format(_ALL, "false", "")).to_arrow_table()
 
 
-# ---------------------------------------------------------------- conditions on whole segments
-
-_LONG_LIST = 16
-_MOST_BOUNDS = 400
-_FRAME_LEVEL = ("frame", "ts", "wall_ts")
-_MIRROR: dict[type[exp.Expr], type[exp.Expr]] = {
-    exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE, exp.EQ: exp.EQ,
-}  # fmt: skip
-
-
-def _relax(atom: exp.Expr) -> exp.Expr | None:
-    """What `atom` on a frame says about its segment: bounds for frame-level columns, itself without them."""
-    if not _is_frame_level(atom):
-        return atom.copy()
-    if isinstance(atom, exp.Paren):
-        return _relax(atom.this)
-    if isinstance(atom, exp.Between) and not atom.args.get("symmetric"):
-        low, high = atom.args["low"], atom.args["high"]
-        return _both(_bound(exp.GTE, atom.this, low), _bound(exp.LTE, atom.this, high))
-    if isinstance(atom, exp.In) and len(atom.expressions) > _LONG_LIST:
-        values = [value.copy() for value in atom.expressions]
-        low, high = (exp.func(name, *values, dialect="duckdb") for name in ("least", "greatest"))
-        return _both(_bound(exp.GTE, atom.this, low), _bound(exp.LTE, atom.this, high))
-    if isinstance(atom, exp.In) and atom.expressions:
-        parts = [_bound(exp.EQ, atom.this, value) for value in atom.expressions]
-        known = [part for part in parts if part is not None]
-        return exp.or_(*known, copy=False) if len(known) == len(parts) else None
-    if type(atom) in _MIRROR:
-        left, right = atom.this, atom.expression
-        return _bound(type(atom), left, right) or _bound(_MIRROR[type(atom)], right, left)
-    return None
-
-
-def _is_frame_level(node: exp.Expr) -> bool:
-    return any(c.table == OUT and c.name.lower() in _FRAME_LEVEL for c in node.find_all(exp.Column))
-
-
-def _bound(kind: type[exp.Expr], column: exp.Expr, value: exp.Expr) -> exp.Expr | None:
-    plain = column.unnest()
-    if not isinstance(plain, exp.Column) or not _is_frame_level(plain) or _is_frame_level(value):
-        return None
-    low = exp.column(f"{plain.name.lower()}_lo", table=OUT)
-    high = exp.column(f"{plain.name.lower()}_hi", table=OUT)
-    if kind in (exp.LT, exp.LTE):
-        return kind(this=low, expression=exp.paren(value))
-    if kind in (exp.GT, exp.GTE):
-        return kind(this=high, expression=exp.paren(value))
-    return _both(
-        exp.LTE(this=low, expression=exp.paren(value)), exp.GTE(this=high, expression=exp.paren(value))
+def united(left: Scoped, right: Scoped) -> tuple[Scoped, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """What is in one scope or the other, and each segment's row in both (-1: not there)."""
+    ids = [side.places.dictionary().cast(pa.string()) for side in (left, right)]
+    both = pa.table(
+        {
+            "video_id": pa.concat_arrays(ids),
+            "segment": pa.array(np.concatenate([left.places.segment, right.places.segment])),
+        }
     )
+    _, places = in_order(both.group_by(["video_id", "segment"], use_threads=False).aggregate([]))
+    names = places.dictionary().cast(pa.string())
+    rows = left.places.rows(names, places.segment), right.places.rows(names, places.segment)
+    pick = np.where(rows[0] >= 0, rows[0], rows[1] + len(left))
+
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(left, name), getattr(right, name)])[pick]
+
+    shifted = np.where(right.mask_at >= 0, right.mask_at + len(left.masks), -1)
+    at = np.concatenate([left.mask_at, shifted])
+    twice = np.flatnonzero((rows[0] >= 0) & (rows[1] >= 0))
+    mine, theirs = at[rows[0][twice]], at[rows[1][twice] + len(left)]
+    frames, mask_at, masks = column("frames"), at[pick], np.concatenate([left.masks, right.masks])
+    whole = twice[(mine < 0) | (theirs < 0)]
+    other = rows[1][whole]
+    frames[whole] = np.where(mask_at[whole] < 0, frames[whole], right.frames[other])
+    mask_at[whole] = -1
+    mixed = (mine >= 0) & (theirs >= 0)
+    sizes = column("mask_bytes")
+    joined, starts, counts = _either(masks, mine[mixed], theirs[mixed], sizes[twice[mixed]])
+    frames[twice[mixed]], mask_at[twice[mixed]] = counts, starts + len(masks)
+    scoped = Scoped(
+        places=places,
+        frames=frames,
+        mask_at=mask_at,
+        mask_bytes=np.where(mask_at < 0, 0, sizes),
+        masks=np.concatenate([masks, joined]),
+        has_source=column("has_source"),
+        fitted=column("fitted"),
+        source_bytes=column("source_bytes"),
+    )
+    return scoped, rows
 
 
-def _both(left: exp.Expr | None, right: exp.Expr | None) -> exp.Expr | None:
-    parts = [part for part in (left, right) if part is not None]
-    return exp.paren(exp.and_(*parts, copy=False)) if parts else None
+def _either(
+    masks: NDArray[np.uint8],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """The bits set at `left` or `right` in `masks`, where each result begins, and how many bits it has."""
+    starts = np.cumsum(sizes) - sizes
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(len(owner)) - starts[owner]
+    joined = masks[left[owner] + place] | masks[right[owner] + place]
+    counts = np.bincount(owner, weights=np.bitwise_count(joined), minlength=len(sizes))
+    return joined, starts, counts.astype(np.int64)
 
 
-# ---------------------------------------------------------------- frames of a segment
+def timing_rows(con: duckdb.DuckDBPyConnection, places: Places, options: TableOptions) -> pa.Table:
+    """TIMING of the segments at `places`, in their order."""
+    query = f"SELECT {_ALL} FROM (SELECT * FROM ({_SEGMENTS}){videos_filter(places.videos)})"
+    table = con.sql(query).to_arrow_table()
+    rows = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
+    at = np.empty(len(places), dtype=np.int64)
+    at[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+    table = table.take(pa.array(at))
+    return table if options.every is None else with_next(con, table, places)
 
 
-def enumerate_frames(segments: pa.Table, options: TableOptions) -> pa.Table:
-    """All frames of `segments` (rows as `_SEGMENTS` gives them) that `options` samples, as WORK_SCHEMA."""
-    parts = []
-    for row in segments.to_pylist():
-        pts = _pts(row)
-        frames = np.arange(row["start_frame"], row["start_frame"] + row["frames"], dtype=np.int64)
-        elapsed = pts - row["pts_origin"]
-        keep = _sampled(frames, elapsed, row, options)
-        parts.append(_frames_table(row, frames[keep], elapsed[keep]))
-    return pa.concat_tables(parts).combine_chunks() if parts else WORK_SCHEMA.empty_table()
+def with_next(con: duckdb.DuckDBPyConnection, rows: pa.Table, places: Places) -> pa.Table:
+    """`rows` (at `places`) with `next_pts`: sampling looks past the segments in scope."""
+    query = f"SELECT video_id, segment, pts_first FROM idx.store.segments{videos_filter(places.videos)}"
+    every, at = in_order(con.sql(query).to_arrow_table())
+    following = np.zeros(len(rows), dtype=np.int64)
+    ended = np.ones(len(rows), dtype=np.bool_)
+    before = np.flatnonzero(at.code[1:] == at.code[:-1])
+    mine = places.rows(at.dictionary().cast(pa.string()).take(pa.array(before)), at.segment[before])
+    pts = every["pts_first"].to_numpy()
+    following[mine[mine >= 0]] = pts[before[mine >= 0] + 1]
+    ended[mine[mine >= 0]] = False
+    column = pa.array(following, mask=ended)
+    return rows.set_column(rows.schema.get_field_index("next_pts"), "next_pts", column)
 
 
-def _pts(row: dict[str, object]) -> NDArray[np.int64]:
-    if row["pts"] is not None:
-        return np.asarray(row["pts"], dtype=np.int64)
-    count, step, first = (int(str(row[key] or 0)) for key in ("frames", "pts_step", "pts_first"))
-    return first + step * np.arange(count, dtype=np.int64)
+def videos_filter(videos: pa.Array) -> str:
+    """`` WHERE video_id IN (…)`` for a few videos, which an index finds by its minima and maxima, else ``."""
+    if len(videos) > _FEW_VIDEOS:
+        return ""
+    listed = ", ".join(exp.Literal.string(video_id).sql("duckdb") for video_id in videos.to_pylist())
+    return f" WHERE video_id IN ({listed})" if listed else " WHERE false"
 
 
-def _sampled(
-    frames: NDArray[np.int64], elapsed: NDArray[np.int64], row: dict[str, object], options: TableOptions
-) -> NDArray[np.bool_]:
-    if options.stride is not None:
-        return np.equal(frames % options.stride, 0)
-    if options.every is None:
-        return np.ones(len(frames), dtype=np.bool_)
-    time_base = Fraction(int(str(row["num"])), int(str(row["den"])))
-    following = None if row["next_pts"] is None else int(str(row["next_pts"])) - int(str(row["pts_origin"]))
-    return on_grid(elapsed, following=following, ticks_per_step=options.every / time_base)
+def _masks(
+    con: duckdb.DuckDBPyConnection, scope: exp.Expr, rows: pa.Table, options: TableOptions
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]] | None:
+    """The bits of the segments `rows`, where each one's begin, and how many are set; None: no narrowing."""
+    frames = rows["frames"].to_numpy().astype(np.int64)
+    sizes = -(-frames // 8)
+    starts = np.cumsum(sizes) - sizes
+    parts, counts = [], np.zeros(len(frames), dtype=np.int64)
+    for low, high in frame_chunks(frames):
+        part = rows.slice(low, high - low)
+        found = enumerate_frames(part)
+        keep = _kept(con, scope, part, found, options)
+        if keep is None:
+            return None
+        bits = np.zeros(8 * int(sizes[low:high].sum()), dtype=np.bool_)
+        place = found.frame - part["start_frame"].to_numpy()[found.owner]
+        bits[8 * (starts[low:high] - starts[low])[found.owner] + place] = keep
+        parts.append(np.packbits(bits))
+        counts[low:high] = np.bincount(found.owner[keep], minlength=high - low)
+    return np.concatenate(parts), starts, counts
 
 
-def on_grid(
-    elapsed: NDArray[np.int64], *, following: int | None, ticks_per_step: Fraction
-) -> NDArray[np.bool_]:
-    """Which frames are, for some k = 0, 1, …, the last with elapsed ≤ k · ticks_per_step, exactly.
+def _kept(
+    con: duckdb.DuckDBPyConnection,
+    scope: exp.Expr,
+    rows: pa.Table,
+    found: Enumerated,
+    options: TableOptions,
+) -> NDArray[np.bool_] | None:
+    """Which frames of `found` are sampled and in scope; None where the condition fails, see `_segments`."""
+    keep = sampled(rows, found, options)
+    candidates = work_table(rows, found, keep).append_column("place", pa.array(np.flatnonzero(keep)))
+    con.register(_CANDIDATES, candidates)
+    try:
+        query = f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {scope.sql('duckdb')}"
+        places = con.sql(query).to_arrow_table()["place"].to_numpy()
+    except duckdb.Error:
+        return None
+    finally:
+        con.unregister(_CANDIDATES)
+    inside = np.zeros(len(keep), dtype=np.bool_)
+    inside[places] = True
+    return inside
 
-    `elapsed` int64 [t], ascending, in ticks since the video's first frame. `following` is the next frame's
-    after these; None: these end the video, and the grid ends with them.
-    """
-    p, q = ticks_per_step.numerator, ticks_per_step.denominator
-    largest = max(int(elapsed[-1]), following or 0)
-    # Products past 63 bits are rare (odd steps on long videos): Python's own integers are exact there.
-    ticks = elapsed if largest * q + p < 2**63 else elapsed.astype(object)
-    first_k = -((-ticks * q) // p)  # the smallest k whose grid point is not before the frame
-    keep = np.empty(len(elapsed), dtype=np.bool_)
-    keep[:-1] = first_k[:-1] < first_k[1:]
-    if following is None:
-        keep[-1] = int(elapsed[-1]) * q % p == 0
-    else:
-        keep[-1] = int(first_k[-1]) < -((-following * q) // p)
-    return keep
 
-
-def _frames_table(row: dict[str, object], frames: NDArray[np.int64], elapsed: NDArray[np.int64]) -> pa.Table:
-    count = len(frames)
-    ts = elapsed * int(str(row["num"])) / int(str(row["den"]))
-    if row["recorded_us"] is None:
-        wall_ts = pa.nulls(count, WORK_SCHEMA.field("wall_ts").type)
-    else:
-        micros = int(str(row["recorded_us"])) + np.rint(ts * 1e6).astype(np.int64)
-        wall_ts = pc.cast(pa.array(micros), WORK_SCHEMA.field("wall_ts").type)
-    columns = [
-        pa.repeat(pa.scalar(row["video_id"], pa.string()), count),
-        pa.repeat(pa.scalar(row["segment"], pa.int32()), count),
-        pa.array(frames),
-        pa.array(ts, pa.float64()),
-        wall_ts,
-    ]
-    return pa.table(columns, schema=WORK_SCHEMA)
+__all__ = [
+    "WORK_FIELDS",
+    "WORK_SCHEMA",
+    "Scoped",
+    "on_grid",
+    "scoped_segments",
+    "timing_rows",
+    "united",
+    "videos_filter",
+]

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from nvpstore.query.closed import catalog_item, is_closed
+from nvpstore.query.implied import DERIVED, Rewrite, weaken
 from nvpstore.query.parse import RELATION, Query, visible_ctes
 from nvpstore.query.safety import unstable
 from nvpstore.query.sources import FRAME_COLUMNS, Columns, Source, output_names, project, resolve, sources
 
 OUT = "__nvp_s"  # stands for the source that a predicate is about
 CATALOG_ALIAS = "__nvp_c"  # catalog tables inside the EXISTS of a derived semi join
-Rewrite = Callable[[exp.Expr], exp.Expr | None]
 
 
 def find_scopes(query: Query, columns: Columns) -> dict[str, exp.Expr | None]:
@@ -33,31 +33,6 @@ def find_scopes(query: Query, columns: Columns) -> dict[str, exp.Expr | None]:
     walk = _Walk(query.tree, columns)
     walk.visit(query.tree, [])
     return {table.relation: walk.found.get(table.relation) for table in query.tables}
-
-
-def weaken(node: exp.Expr, rewrite: Rewrite) -> exp.Expr | None:
-    """An expression that holds wherever `node` does, of the atoms that `rewrite` keeps; None: TRUE."""
-    if isinstance(node, exp.Paren):
-        return weaken(node.this, rewrite)
-    if isinstance(node, (exp.And, exp.Or)):
-        parts = [weaken(part, rewrite) for part in node.flatten()]
-        kept = [part for part in parts if part is not None]
-        if not kept or (isinstance(node, exp.Or) and len(kept) < len(parts)):
-            return None
-        return (exp.and_ if isinstance(node, exp.And) else exp.or_)(*kept, copy=False)
-    if _is_derived(node):
-        condition = weaken(node.this.args["where"].this, rewrite)
-        if condition is None:
-            return None
-        derived = node.copy()
-        derived.this.set("where", exp.Where(this=condition))
-        return derived
-    return rewrite(node)
-
-
-def _is_derived(node: exp.Expr) -> bool:
-    """Whether `node` is an EXISTS that `_semi_join` built."""
-    return isinstance(node, exp.Exists) and bool(node.this.meta.get("derived"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +148,7 @@ class _Walk:
         select = exp.select("1").from_(first).where(*parts, copy=False)
         for item in others:
             select = select.join(item, join_type="cross", copy=False)
-        select.meta["derived"] = True
+        select.meta[DERIVED] = True
         return exp.Exists(this=select)
 
     def _rewriter(
@@ -345,4 +320,4 @@ def _nested_queries(query: exp.Expr) -> Iterator[exp.Expr]:
     yield from sorted(inner, key=lambda node: isinstance(node.parent, exp.CTE))
 
 
-__all__ = ["FRAME_COLUMNS", "OUT", "find_scopes", "output_names", "weaken"]
+__all__ = ["FRAME_COLUMNS", "OUT", "find_scopes", "output_names"]

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from nvpstore.types import RouteName
 
 MARGIN = 0.02  # how far below the best measured route the default floor lies
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 class Candidate(Protocol):
@@ -66,4 +66,4 @@ def choose(
 
 
 def _meets(route: Candidate, floor: float | None) -> bool:
-    return floor is None or (route.fidelity is not None and route.fidelity >= floor - _ROUNDING)
+    return floor is None or (route.fidelity is not None and route.fidelity >= floor - ROUNDING)

@@ -1,0 +1,252 @@
+"""The routes of all segments of a scan as columns, and the choice among them: `routing.choice` for many
+segments at once, with the same floors, costs and ties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nvpstore.query.places import Places
+from nvpstore.query.sample import Scoped, videos_filter
+from nvpstore.routing.choice import MARGIN, ROUNDING
+from nvpstore.types import RGB_STAGE, RouteName, TaskRecord
+
+_BETWEEN, _STAGE = "\x01", "\x02"
+KIND_SQL = "concat(route, chr(1), array_to_string(stages, chr(2)), chr(1), cut, chr(1), scope)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteKind:
+    """What routes of many segments have in common. `stages` in decode order."""
+
+    route: RouteName
+    stages: tuple[str, ...] = ()
+    cut: str = ""
+    scope: str = ""
+
+    @property
+    def stage(self) -> str:
+        """The deepest tapped stage; "" for a source route."""
+        return self.stages[-1] if self.stages else ""
+
+    @property
+    def tie(self) -> tuple[str, tuple[str, ...], str]:
+        """What decides between routes of equal GFLOPs and bytes."""
+        return (self.route, self.stages, self.cut)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """A row a route, [m]: the segment's row (`owner`, int64), its kind (int64, of `kinds`), fidelity (NaN:
+    unknown), GFLOPs of a frame (inf: unknown) and bytes of a segment."""
+
+    kinds: tuple[RouteKind, ...]
+    owner: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    fidelity: NDArray[np.float64]
+    gflops: NDArray[np.float64]
+    bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+def choose_rows(
+    candidates: Candidates,
+    segments: int,
+    *,
+    min_fidelity: float | None = None,
+    only: RouteName | None = None,
+) -> NDArray[np.int64]:
+    """For each of `segments` the row of the route that `routing.choice.choose` takes, int64; -1 for none."""
+    names = np.array([kind.route for kind in candidates.kinds], dtype=object)
+    asked = np.array([only in (None, name) for name in names], dtype=np.bool_)[candidates.kind]
+    source = np.equal(names, "source").astype(np.bool_)[candidates.kind]
+    decoded = asked & ~source
+    meeting = decoded & _meets(candidates, decoded, segments, min_fidelity)
+    met = np.zeros(segments, dtype=np.bool_)
+    met[candidates.owner[meeting]] = True
+    rows = np.flatnonzero(meeting | (asked & source & ~met[candidates.owner]))
+    return _cheapest(candidates, rows, segments)
+
+
+def _meets(
+    candidates: Candidates, decoded: NDArray[np.bool_], segments: int, min_fidelity: float | None
+) -> NDArray[np.bool_]:
+    known = ~np.isnan(candidates.fidelity)
+    if min_fidelity is not None:
+        return known & (candidates.fidelity >= min_fidelity - ROUNDING)
+    best = np.full(segments, -np.inf)
+    measured = np.flatnonzero(decoded & known)
+    np.maximum.at(best, candidates.owner[measured], candidates.fidelity[measured])
+    floor = (best - MARGIN)[candidates.owner]
+    return np.isneginf(floor) | (known & (candidates.fidelity >= floor - ROUNDING))
+
+
+def _cheapest(candidates: Candidates, rows: NDArray[np.int64], segments: int) -> NDArray[np.int64]:
+    """Of each segment's `rows` the one of least cost."""
+    chosen = np.full(segments, -1, dtype=np.int64)
+    least = np.full(segments, np.inf)
+    np.minimum.at(least, candidates.owner[rows], candidates.gflops[rows])
+    rows = rows[candidates.gflops[rows] == least[candidates.owner[rows]]]
+    ordered = sorted({kind.tie for kind in candidates.kinds})
+    ranks = np.array([ordered.index(kind.tie) for kind in candidates.kinds], dtype=np.int64)
+    owners = candidates.owner[rows]
+    tied = np.bincount(owners, minlength=segments)[owners] > 1
+    ties = rows[tied]
+    keys = (ranks[candidates.kind[ties]], candidates.bytes[ties], candidates.owner[ties])
+    ties = ties[np.lexsort(keys)]
+    chosen[candidates.owner[ties[::-1]]] = ties[::-1]  # of a segment's the first is written last
+    chosen[owners[~tied]] = rows[~tied]
+    return chosen
+
+
+# ---------------------------------------------------------------- read from the index
+
+
+def task_candidates(con: duckdb.DuckDBPyConnection, task: TaskRecord, scoped: Scoped) -> Candidates:
+    """The stored routes of `task` on the segments in scope, and the original of each that has one."""
+    table = con.sql(
+        f"""
+        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes,
+               {KIND_SQL} AS kind
+        FROM (FROM idx.store.routes{videos_filter(scoped.places.videos)})
+        WHERE task = ? AND version = ?
+        """,
+        params=[task.name, task.version],
+    ).to_arrow_table()
+    owner = scoped.places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
+    kinds = table["kind"].combine_chunks().dictionary_encode()
+    here = owner >= 0
+    stored = Candidates(
+        kinds=tuple(read_kind(text) for text in kinds.dictionary.to_pylist()),
+        owner=owner[here],
+        kind=kinds.indices.to_numpy().astype(np.int64)[here],
+        fidelity=_floats(table["fidelity"], np.nan)[here],
+        gflops=_floats(table["gflops"], np.inf)[here],
+        bytes=table["bytes"].to_numpy()[here],
+    )
+    return with_originals(decodable(con, stored, scoped), scoped)
+
+
+def frame_candidates(con: duckdb.DuckDBPyConnection, scoped: Scoped) -> Candidates:
+    """Frames for people: decoded pixels where the segment is fitted, the original's where it is kept."""
+    owner = np.arange(len(scoped))
+    pixels = Candidates(
+        kinds=(RouteKind(route="pixel", stages=(RGB_STAGE,)),),
+        owner=owner,
+        kind=np.zeros(len(owner), dtype=np.int64),
+        fidelity=np.full(len(owner), np.nan),
+        gflops=np.zeros(len(owner)),
+        bytes=np.zeros(len(owner), dtype=np.int64),
+    )
+    return with_originals(decodable(con, pixels, scoped), scoped)
+
+
+def read_kind(text: str) -> RouteKind:
+    """What KIND_SQL says of a row of `routes`, its stages as they are stored."""
+    route, stages, cut, scope = text.split(_BETWEEN)
+    taps = tuple(stages.split(_STAGE)) if stages and route != "source" else ()
+    return RouteKind(route=route, stages=taps, cut=cut, scope=scope)  # type: ignore[arg-type]
+
+
+def _floats(column: pa.ChunkedArray, unknown: float) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = pc.fill_null(column, unknown).to_numpy()
+    return values
+
+
+def with_originals(candidates: Candidates, scoped: Scoped) -> Candidates:
+    """Any task can be asked of the original, also before routes of it were measured."""
+    sources = np.array([kind.route == "source" for kind in candidates.kinds], dtype=np.bool_)
+    missing = scoped.has_source.copy()
+    if sources.any():
+        missing[candidates.owner[sources[candidates.kind]]] = False
+    owner = np.flatnonzero(missing)
+    if not len(owner):
+        return candidates
+    return Candidates(
+        kinds=(*candidates.kinds, RouteKind(route="source")),
+        owner=np.concatenate([candidates.owner, owner]),
+        kind=np.append(candidates.kind, np.full(len(owner), len(candidates.kinds))),
+        fidelity=np.append(candidates.fidelity, np.full(len(owner), np.nan)),
+        gflops=np.append(candidates.gflops, np.full(len(owner), np.inf)),
+        bytes=np.append(candidates.bytes, scoped.source_bytes[owner]),
+    )
+
+
+# ---------------------------------------------------------------- stages
+
+
+def decodable(con: duckdb.DuckDBPyConnection, candidates: Candidates, scoped: Scoped) -> Candidates:
+    """The candidates whose stages their segment has, kinds with their stages in decode order."""
+    used = sorted({stage for kind in candidates.kinds for stage in kind.stages})
+    if not used:
+        return candidates
+    order = _common_order(con, scoped, used)
+    if order is None:
+        return _segment_by_segment(candidates, stage_positions(con, scoped.places, used), used)
+    kinds = [replace(kind, stages=tuple(sorted(kind.stages, key=order.index))) for kind in candidates.kinds]
+    return replace(candidates, kinds=tuple(kinds))
+
+
+def _common_order(con: duckdb.DuckDBPyConnection, scoped: Scoped, used: Sequence[str]) -> list[str] | None:
+    """The stages in decode order where every fitted segment has all of `used` at the same positions."""
+    among = videos_filter(scoped.places.videos)
+    if not scoped.fitted.all():
+        return None
+    rows = con.execute(
+        f"""
+        SELECT stage, min(position), max(position), count(*),
+               (SELECT count(*) FROM (FROM idx.store.segments{among}) WHERE latents_key IS NOT NULL)
+        FROM idx.store.stages{among} GROUP BY stage
+        """
+    ).fetchall()
+    alike = {stage: low for stage, low, high, count, fitted in rows if low == high and count == fitted}
+    return sorted(used, key=alike.__getitem__) if alike.keys() >= set(used) else None
+
+
+def stage_positions(con: duckdb.DuckDBPyConnection, places: Places, used: Sequence[str]) -> NDArray[np.int64]:
+    """The decode position of each of `used` in each segment, int64 [segments, used]; -1 where it has none."""
+    query = f"SELECT video_id, segment, position, stage FROM idx.store.stages{videos_filter(places.videos)}"
+    table = con.sql(query).to_arrow_table()
+    owner = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
+    column = pc.fill_null(pc.index_in(table["stage"], value_set=pa.array(used)), -1).to_numpy()
+    positions = np.full((len(places), len(used)), -1, dtype=np.int64)
+    here = (owner >= 0) & (column >= 0)
+    positions[owner[here], column[here]] = table["position"].to_numpy()[here]
+    return positions
+
+
+def _segment_by_segment(
+    candidates: Candidates, positions: NDArray[np.int64], used: Sequence[str]
+) -> Candidates:
+    """As `decodable`, where segments differ: a kind for each order in which a kind's stages come."""
+    kinds: list[RouteKind] = []
+    kind = np.full(len(candidates), -1, dtype=np.int64)
+    for number, old in enumerate(candidates.kinds):
+        rows = np.flatnonzero(candidates.kind == number)
+        if not old.stages:
+            kind[rows] = len(kinds)
+            kinds.append(old)
+            continue
+        columns = [used.index(stage) for stage in old.stages]
+        at = positions[candidates.owner[rows]][:, columns]
+        rows, at = rows[(at >= 0).all(axis=1)], at[(at >= 0).all(axis=1)]
+        orders, which = np.unique(np.argsort(at, axis=1, kind="stable"), axis=0, return_inverse=True)
+        kind[rows] = len(kinds) + which.reshape(-1)
+        kinds += [replace(old, stages=tuple(old.stages[i] for i in order)) for order in orders.tolist()]
+    keep = kind >= 0
+    return Candidates(
+        kinds=tuple(kinds),
+        owner=candidates.owner[keep],
+        kind=kind[keep],
+        fidelity=candidates.fidelity[keep],
+        gflops=candidates.gflops[keep],
+        bytes=candidates.bytes[keep],
+    )
