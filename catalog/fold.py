@@ -2,7 +2,8 @@
 
 - A video's newer entry replaces everything of that video but what people said about it; what it names itself
   is in force, also if it was there before.
-- A routes object replaces the one of the same video and task version, a meta object the video's older one.
+- A routes object replaces the one of the same video and task version, and the answers that followed from it;
+  a meta object replaces the video's older one. A results entry says itself which answers it replaces.
 - Erasing a video leaves of it nothing but its id. Collecting garbage removes what was replaced.
 - A replaced object stays listed, with the time of the entry that replaced it, until one of these.
 
@@ -62,11 +63,15 @@ def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
     if entry.kind == "erase":
         owners[entry.subject].objects.clear()
         owners[entry.subject].erased = entry.number
-    for key in entry.removed:
+    if entry.kind == "results":
+        _check_results(entry)
+        removed = frozenset(entry.removed)
+        _replace(owners[entry.subject], entry, lambda key, _: key in removed)
+    for key in entry.removed if entry.kind == "gc" else ():
         owners[owner_of(key)].objects.pop(key, None)
     if entry.kind == "video":
         _check_manifest(entry)
-        _replace(owners[entry.subject], entry, lambda older: older.kind != "meta")
+        _replace(owners[entry.subject], entry, lambda _, older: older.kind != "meta")
     for obj in entry.objects:
         new = _parsed(obj.key)
         owner = owners[new.video_id or ARCHIVE]
@@ -75,14 +80,22 @@ def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
         owner.objects[obj.key] = HeldObject(stored=obj, log_number=entry.number)
 
 
-def _same_place(new: ParsedKey, older: ParsedKey) -> bool:
-    return (older.kind, older.version) == (new.kind, new.version)
+def _same_place(new: ParsedKey, _: str, older: ParsedKey) -> bool:
+    kinds = ("routes", "result") if new.kind == "routes" else (new.kind,)
+    return older.kind in kinds and older.version == new.version
 
 
-def _replace(owner: OwnerState, entry: LogEntry, replaced: Callable[[ParsedKey], bool]) -> None:
+def _replace(owner: OwnerState, entry: LogEntry, replaced: Callable[[str, ParsedKey], bool]) -> None:
     for key, held in owner.in_force().items():
-        if replaced(_parsed(key)):
+        if replaced(key, _parsed(key)):
             owner.objects[key] = replace(held, replaced_at=entry.committed_at)
+
+
+def _check_results(entry: LogEntry) -> None:
+    for key in (*(obj.key for obj in entry.objects), *entry.removed):
+        parsed = _parsed(key)
+        if (parsed.kind, parsed.video_id) != ("result", entry.subject):
+            raise IntegrityError(f"{log_key(entry.number)} is about answers on {entry.subject}, not {key}")
 
 
 def _check_manifest(entry: LogEntry) -> None:

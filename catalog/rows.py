@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvpstore.catalog.fold import HeldObject
+from nvpstore.storage.keys import parse_key
 from nvpstore.storage.parquet import footer_of, read_index
+from nvpstore.storage.results import read_parts
 from nvpstore.storage.tables import route_ranges
 from nvpstore.types import (
     ByteRange,
@@ -154,6 +156,26 @@ def route_rows(key: str, data: bytes) -> list[Row]:
             **(range_columns(part) if part else {}),
         }
         for position, (fields, part) in enumerate(pairs)
+    ]
+
+
+def result_rows(key: str, footer: bytes) -> list[Row]:
+    """The rows of a results object, from its verified footer."""
+    (task, parts), parsed = read_parts(footer, key), parse_key(key)
+    named = {name: getattr(parsed, name) for name in ("video_id", "version", "result")}
+    return [
+        {
+            **named,
+            "task": task,
+            "segment": part.segment,
+            "route": part.route,
+            "starts": part.covered.starts.tolist(),
+            "stops": part.covered.stops.tolist(),
+            "frames": part.covered.frames,
+            "rows": part.rows,
+            **(range_columns(part.row_group) if part.row_group else {"key": key}),
+        }
+        for part in parts
     ]
 
 

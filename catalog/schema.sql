@@ -70,3 +70,11 @@ CREATE TABLE store.routes (
     gflops DOUBLE, bytes BIGINT,
     key VARCHAR, "offset" BIGINT, size_bytes BIGINT, sha256 VARCHAR
 );
+
+-- Answers in force: of each part of a results object its frames ([starts[i], stops[i])), and the row group that
+-- holds its rows; NULL where there are none. An object whose footer is damaged has no rows here.
+CREATE TABLE store.results (
+    video_id VARCHAR, task VARCHAR, version VARCHAR, result VARCHAR, segment INTEGER, route VARCHAR,
+    starts BIGINT[], stops BIGINT[], frames BIGINT, "rows" BIGINT,
+    key VARCHAR, "offset" BIGINT, size_bytes BIGINT, sha256 VARCHAR
+);

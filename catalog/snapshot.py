@@ -216,7 +216,7 @@ class Snapshot:
         return tuple(_route(row) for row in found)
 
     def footer(self, key: str) -> bytes:
-        """The footer of a weights, latents or routes file. Raises StoreError if the index has none."""
+        """The footer of a weights, latents, routes or results file. Raises StoreError if there is none."""
         found = self._rows(
             "SELECT footer FROM idx.store.footers WHERE video_id = $id AND key = $key",
             {"id": owner_of(key), "key": key},
@@ -294,6 +294,10 @@ class Snapshot:
             "FROM idx.store.erased WHERE log_number > $after ORDER BY log_number", {"after": after}
         )
         return {row["video_id"]: row["log_number"] for row in found}
+
+    def ask(self, sql: str, values: dict[str, Any]) -> list[Row]:
+        """The rows of a query on `idx.store`, with values for its named parameters."""
+        return self._rows(sql, values)
 
     def _rows(self, sql: str, values: dict[str, Any] | None = None) -> list[Row]:
         # A cursor shares the attached files, and unlike a connection is not shared by threads.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -21,7 +22,9 @@ from nvpstore.storage.keys import ParsedKey, log_key, parse_key
 from nvpstore.storage.log import Log
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.parquet import footer_of
+from nvpstore.storage.results import fetch_footer
 from nvpstore.storage.tables import decode_manifest
+from nvpstore.types import StoredObject
 
 _READERS = 16  # small objects: what counts is the store's latency
 _ENTRIES = 1024  # entries that are folded at once
@@ -133,7 +136,7 @@ def _fold(workspace: Workspace, batch: list[LogEntry]) -> None:
 
 def _load(workspace: Workspace, store: ObjectStore) -> None:
     """Make the rows those of the objects that are in force."""
-    _drop(workspace, [parse_key(key) for key in workspace.outdated()])
+    _drop(workspace, workspace.outdated())
     fetched = _fetched(store, workspace.missing())
     while batch := list(islice(fetched, _OBJECTS)):
         found: dict[str, list[rows.Row]] = {}
@@ -153,6 +156,8 @@ def _fetched(
     waiting: deque[tuple[HeldObject, Future[dict[str, list[rows.Row]]]]] = deque()
 
     def read(held: HeldObject) -> dict[str, list[rows.Row]]:
+        if parse_key(held.stored.key).kind == "result":
+            return _result_rows(store, held.stored)
         return _rows_of(held, store.get_verified(held.stored))
 
     def next_one() -> tuple[HeldObject, dict[str, list[rows.Row]]]:
@@ -172,7 +177,8 @@ def _fetched(
                 future.cancel()
 
 
-def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
+def _drop(workspace: Workspace, outdated: list[str]) -> None:
+    dropped = [parse_key(key) for key in outdated]
     videos = [key.video_id for key in dropped if key.kind == "manifest"]
     for table in ("videos", "segments", "stages"):
         workspace.delete(table, "video_id", videos)
@@ -181,6 +187,9 @@ def _drop(workspace: Workspace, dropped: list[ParsedKey]) -> None:
     workspace.delete("routes", "video_id || '/' || version", routes)
     workspace.delete("footers", "video_id || '/' || split_part(key, '/', 4)", routes)
     workspace.delete("meta", "video_id", [key.video_id for key in dropped if key.kind == "meta"])
+    results = [key for key, parsed in zip(outdated, dropped, strict=True) if parsed.kind == "result"]
+    workspace.delete("results", "key", results)
+    workspace.delete("footers", "key", results)
     tasks = [f"{key.name}/{key.version}" for key in dropped if key.kind == "task"]
     workspace.delete("tasks", "name || '/' || version", tasks)
 
@@ -195,6 +204,18 @@ def _rows_of(held: HeldObject, content: bytes) -> dict[str, list[rows.Row]]:
     if parsed.kind == "meta":
         return {"meta": [rows.meta_row(decode_meta(content))]}
     return {"tasks": [rows.task_row(decode_task(content), held.log_number)]}
+
+
+def _result_rows(store: ObjectStore, stored: StoredObject) -> dict[str, list[rows.Row]]:
+    # Answers can be computed again: that some are lost or damaged must not keep anyone from the rest.
+    with suppress(IntegrityError, ObjectMissing):
+        footer = fetch_footer(store, stored)
+        video_id = parse_key(stored.key).video_id
+        return {
+            "results": rows.result_rows(stored.key, footer),
+            "footers": list(rows.footer_rows(video_id, {stored.key: footer})),
+        }
+    return {}
 
 
 def _manifest_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, list[rows.Row]]:

@@ -23,6 +23,7 @@ OWNERS = {
     "stages": "video_id",
     "footers": "video_id",
     "routes": "video_id",
+    "results": "video_id",
     "tasks": "''",
 }
 ORDERS = {
@@ -34,6 +35,7 @@ ORDERS = {
     "stages": "video_id, segment, position",
     "footers": "video_id, key",
     "routes": "video_id, task, version, position",
+    "results": "video_id, version, result, segment, key",
     "tasks": "name, version",
 }
 TABLES = tuple(OWNERS)

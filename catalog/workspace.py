@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nvpstore.catalog import rows, tables
 from nvpstore.catalog.files import BUILDING, OpenIndex
@@ -28,7 +29,7 @@ _MANY_OBJECTS = 10_000  # from here on a base has large blocks, which are read f
 # Objects whose content is indexed.
 _IN_FORCE = (
     "SELECT key, log_number FROM store.objects WHERE replaced_at IS NULL AND "
-    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/)')"
+    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/|results/)')"
 )
 
 
@@ -211,6 +212,8 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, pa
 
 def checkpoint_rows(table: str, parquet: Path) -> str:
     """A query for one table's rows in a checkpoint."""
+    if table not in pq.read_schema(parquet).names:  # of a release that had no such table
+        return f"FROM store.{table} WHERE false"
     columns = ", ".join(f"""{table}['{name}'] AS "{name}\"""" for name in CHECKPOINT_TABLES[table].names)
     return f"SELECT {columns} FROM read_parquet('{_quoted(parquet)}') WHERE {table} IS NOT NULL"
 

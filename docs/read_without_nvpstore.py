@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-KINDS = ("init", "video", "routes", "task", "meta", "erase", "gc")
+KINDS = ("init", "video", "routes", "task", "meta", "results", "erase", "gc")
 BATCH = 16  # frames decoded at once: any number gives the same pictures, but for float rounding
 
 
@@ -58,16 +58,16 @@ def objects_in_force(root: Path) -> dict[str, dict]:
     return state
 
 
-def is_replaced(key: str, entry: dict, named: dict) -> bool:
+def is_replaced(key: str, entry: dict, named: dict) -> bool:  # answers (results) follow from routes
     folder, own, *rest = key.split("/")
-    if entry["kind"] == "gc":
+    if entry["kind"] in ("gc", "results"):
         return key in entry["removed"]
-    if folder not in ("videos", "sources") or own != entry["subject"]:
+    if folder not in ("videos", "sources", "results") or own != entry["subject"]:
         return False
     if entry["kind"] == "erase" or (entry["kind"] == "video" and rest[0] != "meta"):
         return True
-    like = key.rpartition("/")[0] + "/"  # the folder of a video's meta, or of its routes of one task
-    return rest[0] in ("meta", "routes") and any(other.startswith(like) for other in named)
+    like = f"videos/{own}/routes/{rest[0]}/" if folder == "results" else key.rpartition("/")[0] + "/"
+    return ("/meta/" in like or "/routes/" in like) and any(other.startswith(like) for other in named)
 
 
 def fetch(root: Path, item: dict) -> bytes:

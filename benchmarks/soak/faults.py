@@ -125,7 +125,9 @@ class User:
     # ------------------------------------------------------------ objects
 
     def _put(self) -> bool:
-        key = keys.result_key(f"{self._rng.getrandbits(64):016x}", keys.new_attempt())
+        key = keys.result_key(
+            f"{self._rng.getrandbits(128):032x}", "0" * 64, "0" * 32, keys.new_attempt(), "0" * 64
+        )
         data = self._rng.randbytes(self._rng.choice([0, 100, 50_000, 400_000]))
         self._maybe.add(key)
         stored = self._archive.store.put(key, data)

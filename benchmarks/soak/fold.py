@@ -73,8 +73,11 @@ def _is_replaced(key: str, entry: LogEntry) -> bool:
     news = [keys.parse_key(obj.key) for obj in entry.objects]
     if old.kind == "meta":
         return any(new.kind == "meta" for new in news)
-    if old.kind == "routes" and any(new.kind == "routes" and new.version == old.version for new in news):
+    routed = {new.version for new in news if new.kind == "routes"}
+    if old.kind in ("routes", "result") and old.version in routed:
         return True
+    if entry.kind == "results":
+        return key in entry.removed
     return entry.kind == "video"
 
 

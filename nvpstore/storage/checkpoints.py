@@ -14,8 +14,9 @@ key-value metadata has `nvp:format` (the format version) and `nvp:kind` = `check
 | meta | what a video's newest meta object says |
 | segments | a segment; `pts` is null where pts are `pts_first` + k · `pts_step` |
 | stages | the row group of one stage of a segment, in decode order, and GFLOPs up to it |
-| footers | the Parquet footer of a weights, latents or routes object |
+| footers | the Parquet footer of a weights, latents, routes or results object |
 | routes | a route, and the row group of its adapter |
+| results | a part of stored answers: the frames that it covers, and the row group of their rows |
 | tasks | a registered task version |
 
 A checkpoint is derived: everything in it can be folded from the log. The digest in its name is of the whole
@@ -130,6 +131,16 @@ TABLES: dict[str, pa.Schema] = {
             "confident_frames": pa.int32(),
             "gflops": pa.float64(),
             "bytes": pa.int64(),
+            **_RANGE,
+        }
+    ),
+    "results": pa.schema(
+        {
+            **dict.fromkeys(("video_id", "task", "version", "result"), pa.string()),
+            "segment": pa.int32(),
+            "route": pa.string(),
+            **dict.fromkeys(("starts", "stops"), pa.list_(pa.int64())),
+            **dict.fromkeys(("frames", "rows"), pa.int64()),
             **_RANGE,
         }
     ),

@@ -15,10 +15,10 @@ from nvpstore.storage.documents import (
     check_format,
     parse_document,
 )
-from nvpstore.storage.keys import log_key, meta_prefix
+from nvpstore.storage.keys import RESULTS_PREFIX, log_key, meta_prefix
 from nvpstore.types import StoredObject
 
-EntryKind = Literal["init", "video", "routes", "task", "meta", "erase", "gc"]
+EntryKind = Literal["init", "video", "routes", "task", "meta", "results", "erase", "gc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,8 @@ class LogDraft:
     `subject` is a video id, a task's name or (for "init" and "gc") the archive's id. Nothing that people
     write about a video stands here: entries outlive an erased video. `replaces`: a "video" that takes the
     place of one that is stored; without it the video must be new. `removed` are the keys that a "gc" is about
-    to delete, and attempts that sort below its `fence` are dead. `grace_seconds` belongs to "init".
+    to delete, and attempts that sort below its `fence` are dead; of a "results" they are answers about its
+    video that are replaced. `grace_seconds` belongs to "init".
     """
 
     kind: EntryKind
@@ -130,7 +131,7 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
         return "something was committed meanwhile"  # it may hold what was about to be deleted
     if entry.kind == "gc" and draft.attempt < entry.fence:
         return "it was begun so long ago that its objects were collected as garbage"
-    if draft.kind not in ("video", "routes", "meta", "erase") or entry.subject != draft.subject:
+    if draft.kind not in ("video", "routes", "meta", "results", "erase") or entry.subject != draft.subject:
         return None
     if draft.kind == "erase":
         # Its attempt must sort above all that it is to delete, and by its hold it may be forbidden.
@@ -139,11 +140,27 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
         return "the video was erased meanwhile"
     if entry.kind == "video" and draft.kind == "video" and not draft.replaces:
         return "another writer stored the video first"
-    if entry.kind == "video" and draft.kind == "routes":
+    if entry.kind == "video" and draft.kind in ("routes", "results"):
         return "the video was fitted anew meanwhile"
+    if draft.kind == "results":
+        return _results_conflict(draft, entry)
     if draft.kind == "meta" and _names_meta(entry):
         return "the video's name, tags or hold were changed meanwhile"
     return None
+
+
+def _results_conflict(draft: LogDraft, entry: LogEntry) -> str | None:
+    if _answered(draft) & _answered(entry):
+        return "others stored or dropped such answers meanwhile"  # coverages must stay disjoint
+    versions = {folder.split("/")[2] for folder in _answered(draft)}
+    routes = (obj.key.split("/") for obj in entry.objects if entry.kind == "routes")
+    return "the task has other routes now" if any(parts[3] in versions for parts in routes) else None
+
+
+def _answered(entry: LogDraft | LogEntry) -> set[str]:
+    """The folders of the answers that an entry stores or replaces."""
+    keys = (*(obj.key for obj in entry.objects), *entry.removed)
+    return {key.rpartition("/")[0] for key in keys if key.startswith(RESULTS_PREFIX)}
 
 
 def _names_meta(entry: LogEntry) -> bool:

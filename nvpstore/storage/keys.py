@@ -23,6 +23,7 @@ KeyKind = Literal[
 LOG_PREFIX = "log/"
 CHECKPOINT_PREFIX = "log/checkpoint-"
 SOURCES_PREFIX = "sources/"
+RESULTS_PREFIX = "results/"
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -35,7 +36,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "version": (r"[0-9a-f]{64}", "64 lowercase hex digits"),
     "sha256": (r"[0-9a-f]{64}", "64 lowercase hex digits"),
     "name": (r"[a-z][a-z0-9_]{0,62}", "a lowercase letter, then up to 62 of a-z 0-9 _"),
-    "result": (r"[0-9a-f]{16,64}", "16 to 64 lowercase hex digits"),
+    "result": (r"[0-9a-f]{32}", "32 lowercase hex digits"),
+    "footer": (r"[0-9a-f]{64}", "64 lowercase hex digits"),
 }
 
 _TEMPLATES: dict[KeyKind, str] = {
@@ -50,7 +52,7 @@ _TEMPLATES: dict[KeyKind, str] = {
     "decoder": "decoders/{sha256}.parquet",
     "archive_adapters": "adapters/{version}/{attempt}.parquet",
     "task": "tasks/{name}/{version}.json",
-    "result": "results/{result}/{attempt}.parquet",
+    "result": "results/{video_id}/{version}/{result}/{attempt}-{footer}.parquet",
     "source": "sources/{video_id}/{attempt}",
 }
 
@@ -75,6 +77,7 @@ class ParsedKey:
     sha256: str = ""
     name: str = ""
     result: str = ""
+    footer: str = ""
 
 
 def new_attempt(*, later_than: str = "") -> str:
@@ -138,9 +141,10 @@ def log_checkpoint_key(number: int, sha256: str) -> str:
     return _key("log_checkpoint", number=f"{number:020d}", sha256=sha256)
 
 
-def video_prefixes(video_id: str) -> tuple[str, str]:
-    """The folders that hold everything of one video: what was stored, and its original."""
-    return f"videos/{check_video_id(video_id)}/", f"{SOURCES_PREFIX}{video_id}/"
+def video_prefixes(video_id: str) -> tuple[str, ...]:
+    """The folders that hold everything of one video: what was stored, its original, and answers about it."""
+    check_video_id(video_id)
+    return f"videos/{video_id}/", f"{SOURCES_PREFIX}{video_id}/", f"{RESULTS_PREFIX}{video_id}/"
 
 
 def meta_prefix(video_id: str) -> str:
@@ -184,8 +188,10 @@ def task_key(name: str, version: str) -> str:
     return _key("task", name=name, version=version)
 
 
-def result_key(result: str, attempt: str) -> str:
-    return _key("result", result=result, attempt=attempt)
+def result_key(video_id: str, version: str, result: str, attempt: str, footer: str) -> str:
+    """`result` says which answers of the task version these are, `footer` is the file's footer's SHA-256."""
+    fields = {"version": version, "result": result, "attempt": attempt, "footer": footer}
+    return _key("result", video_id=video_id, **fields)
 
 
 def source_key(video_id: str, attempt: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -52,17 +52,18 @@ def encode_groups(
     *,
     schema: pa.Schema,
     kind: str,
-    index: object,
+    index: object | Callable[[tuple[ByteRange, ...]], object],
     compressed: Sequence[str],
     column_encoding: Mapping[str, str] | None = None,
     dictionary: Sequence[str] = (),
 ) -> EncodedTable:
-    """Write one row group a table. `index` is JSON that says what the groups are, kept in the footer.
+    """Write one row group a table. `index` is JSON that says what the groups are, kept in the footer; it may
+    be made from their ranges.
 
     `compressed` columns get zstd; the others hold a few bytes a group, which it would only lengthen.
     Raises ValueError for an empty table: a group without rows has no place in the file.
     """
-    sink = io.BytesIO()
+    sink, written = io.BytesIO(), []
     writer = pq.ParquetWriter(
         sink,
         schema,
@@ -78,9 +79,12 @@ def encode_groups(
             # One group a table, whatever its length: a group is what is fetched at once.
             if not group.num_rows:
                 raise ValueError(f"{key}: a row group needs at least one row")
+            start = sink.tell()
             writer.write_table(group, row_group_size=group.num_rows)
+            written.append(_range(key, sink.getbuffer(), start, sink.tell()))
+        about = index(tuple(written)) if callable(index) else index
         writer.add_key_value_metadata(
-            {_FORMAT: str(FORMAT_VERSION), _KIND: kind, _INDEX: canonical_json(index)}
+            {_FORMAT: str(FORMAT_VERSION), _KIND: kind, _INDEX: canonical_json(about)}
         )
     data = sink.getvalue()
     return EncodedTable(data=data, row_groups=ranges_of(key, data), footer=footer_of(data))
@@ -99,15 +103,8 @@ def footer_of(data: bytes) -> bytes:
 def ranges_of(key: str, data: bytes) -> tuple[ByteRange, ...]:
     """Range and digest of every row group of a whole file."""
     layout = _layout(footer_of(data))
-    return tuple(
-        ByteRange(
-            key=key,
-            offset=start,
-            size_bytes=end - start,
-            sha256=hashlib.sha256(memoryview(data)[start:end]).hexdigest(),
-        )
-        for start, end in zip(layout.starts, layout.ends, strict=True)
-    )
+    view = memoryview(data)
+    return tuple(_range(key, view, *bounds) for bounds in zip(layout.starts, layout.ends, strict=True))
 
 
 def check_kind(footer: bytes, *, kind: str, what: str) -> None:
@@ -195,6 +192,11 @@ def _layout(footer: bytes) -> _Layout:
         starts.append(min(_start(column) for column in columns))
         ends.append(max(_start(column) + column.total_compressed_size for column in columns))
     return _Layout(metadata, tuple(starts), tuple(ends))
+
+
+def _range(key: str, data: memoryview, start: int, end: int) -> ByteRange:
+    digest = hashlib.sha256(data[start:end]).hexdigest()
+    return ByteRange(key=key, offset=start, size_bytes=end - start, sha256=digest)
 
 
 def _start(column: Any) -> int:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nvpstore.catalog import Catalog
@@ -17,6 +18,7 @@ from nvpstore.storage import keys
 from nvpstore.storage.documents import encode_meta, encode_task
 from nvpstore.storage.log import LogDraft, LogEntry, create_archive, open_log
 from nvpstore.storage.objects import ObjectStore, open_store
+from nvpstore.storage.results import AnswerPart, Answers, encode_results, intervals
 from nvpstore.storage.tables import encode_latents, encode_manifest, encode_routes, encode_weights
 from nvpstore.types import (
     RouteRecord,
@@ -144,12 +146,46 @@ class SmallArchive:
         self.commit("routes", video.video_id, [self.store.put(key, encode_routes(key, routes).data)])
         return routes
 
+    def add_answers(
+        self, video: VideoRecord, task: TaskRecord, *, first: int = 0, removed: Sequence[str] = ()
+    ) -> StoredObject:
+        attempt = keys.new_attempt()
+        encoded = encode_results(answers_of(video, task, first=first), attempt)
+        stored = self.store.put(encoded.key, encoded.data)
+        self.log.append(
+            LogDraft(
+                kind="results",
+                attempt=attempt,
+                subject=video.video_id,
+                objects=(stored,),
+                removed=tuple(removed),
+            )
+        )
+        return stored
+
     def add_meta(self, video_id: str, *, name: str, tags: Mapping[str, str]) -> VideoMeta:
         recorded = datetime(2026, 5, 1, 12, 30, tzinfo=UTC)
         meta = VideoMeta(video_id=video_id, name=name, tags=tags, recorded_at=recorded, hold=True)
         key = keys.meta_key(video_id, keys.new_attempt())
         self.commit("meta", video_id, [self.store.put(key, encode_meta(meta))])
         return meta
+
+
+def answers_of(video: VideoRecord, task: TaskRecord, *, first: int, result: str = "0" * 32) -> Answers:
+    """Rows on every second of six frames from `first` on, and a part without rows."""
+    frames = np.arange(first, first + 6)
+    schema = pa.schema({"frame": pa.int64(), "label": pa.string()})
+    found = pa.table([frames[::2], [f"cat {n}" for n in frames[::2]]], schema=schema)
+    return Answers(
+        video_id=video.video_id,
+        task=task.name,
+        version=task.version,
+        result=result,
+        parts=(
+            AnswerPart(segment=0, route="a" * 32, covered=intervals(frames), rows=found),
+            AnswerPart(segment=1, route="b" * 32, covered=intervals(frames[:2]), rows=found[:0]),
+        ),
+    )
 
 
 def stage(segment: int, name: str, content: str) -> StoredStage:

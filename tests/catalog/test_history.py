@@ -30,6 +30,7 @@ step = st.one_of(
     st.tuples(st.just("video"), source, st.booleans()),
     st.tuples(st.just("routes"), source, task),
     st.tuples(st.just("meta"), source),
+    st.tuples(st.just("answers"), source, task, st.booleans(), st.booleans()),
     st.tuples(st.just("task"), task),
     st.tuples(st.just("erase"), source),
     st.tuples(st.just("gc")),
@@ -45,6 +46,7 @@ class History:
     archive: SmallArchive
     stored: dict[str, VideoRecord] = field(default_factory=dict)
     tasks: dict[str, TaskRecord] = field(default_factory=dict)
+    damaged: set[str] = field(default_factory=set)
     changes: int = 0
 
     def video(self, name: str, again: bool) -> None:
@@ -58,6 +60,21 @@ class History:
         if name in self.stored and task_name in self.tasks:
             fidelity = self.changes / 100
             self.archive.add_routes(self.stored[name], self.tasks[task_name], fidelity=fidelity)
+
+    def answers(self, name: str, task_name: str, instead: bool, damaged: bool) -> None:
+        """More answers, or in place of those that are there; some have lost their footer."""
+        if name not in self.stored or task_name not in self.tasks:
+            return
+        video, task = self.stored[name], self.tasks[task_name]
+        folder = f"results/{video.video_id}/{task.version}/"
+        there = [obj.key for obj in self._in_force(video.video_id) if obj.key.startswith(folder)]
+        added = self.archive.add_answers(
+            video, task, first=10 * self.changes, removed=there if instead else ()
+        )
+        if damaged:
+            self.archive.store.delete(added.key)
+            self.archive.store.put(added.key, bytes(added.size_bytes))
+            self.damaged.add(added.key)
 
     def meta(self, name: str) -> None:
         if name in self.stored:
@@ -105,12 +122,17 @@ class History:
                 replaced = entry.kind == "video" and owner == entry.subject and "/meta/" not in key
                 replaced |= any("/routes/" in new and new.split("/")[:4] == parts[:4] for new in named)
                 replaced |= any("/meta/" in new and new.split("/")[:3] == parts[:3] for new in named)
-                if key in entry.removed or (entry.kind == "erase" and owner == entry.subject):
+                routed = f"videos/{owner}/routes/{parts[2]}/" if parts[0] == "results" else "none"
+                replaced |= any(new.startswith(routed) for new in named)
+                replaced |= entry.kind == "results" and key in entry.removed
+                collected = entry.kind == "gc" and key in entry.removed
+                if collected or (entry.kind == "erase" and owner == entry.subject):
                     del state[key]
                 elif replaced and not gone:
                     state[key] = (owner, number, entry.time)
             for key in named:
-                owner = key.split("/")[1] if key.startswith(("videos/", "sources/")) else ""
+                owned = key.startswith(("videos/", "sources/", "results/"))
+                owner = key.split("/")[1] if owned else ""
                 state[key] = (owner, entry.number, None)
         return state
 
@@ -130,7 +152,11 @@ def check(snapshot: Snapshot, history: History) -> None:
     metas = {p[1] for p in in_force if p[2:3] == ["meta"]}
     assert {r["video_id"] for r in rows["idx.store.meta"]} == metas
     held = {"/".join(p) for p in in_force}
+    answers = {key for key in held if key.startswith("results/")} - history.damaged
+    assert {r["key"] for r in rows["idx.store.results"]} == answers
+    assert len(rows["idx.store.results"]) == 2 * len(answers)
     footers = {key for key in held if "/weights-" in key or "/latents-" in key or "/routes/" in key}
+    footers |= answers
     assert {r["key"] for r in rows["idx.store.footers"]} == footers
     names = {r["video_id"]: r["name"] for r in rows["idx.store.meta"]}
     for video in rows["videos"]:

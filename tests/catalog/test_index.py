@@ -17,7 +17,18 @@ from nvpstore.storage.keys import log_key
 from nvpstore.storage.objects import open_store
 
 VIEWS = ("videos", "segments", "tasks", "routes")
-TABLES = ("objects", "erased", "videos", "meta", "segments", "stages", "footers", "tasks", "routes")
+TABLES = (
+    "objects",
+    "erased",
+    "videos",
+    "meta",
+    "segments",
+    "stages",
+    "footers",
+    "tasks",
+    "routes",
+    "results",
+)
 
 
 def all_rows(snapshot: Snapshot) -> dict[str, list[Any]]:
@@ -33,6 +44,7 @@ def fill(archive: Any) -> Any:
     first = archive.add_video("one")
     task = archive.add_task()
     archive.add_routes(first, task)
+    archive.add_answers(first, task)
     archive.add_meta(first.video_id, name="gate", tags={"camera": "gate"})
     second = archive.add_video("two", segments=1)
     archive.add_routes(second, task)

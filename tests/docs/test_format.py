@@ -29,6 +29,7 @@ from nvpstore.storage.checkpoints import TABLES
 from nvpstore.storage.documents import FORMAT_VERSION, encode_meta, encode_task
 from nvpstore.storage.entries import EntryKind, LogDraft, decode_entry, encode_entry, new_entry
 from nvpstore.storage.parquet import footer_of
+from nvpstore.storage.results import encode_results
 from nvpstore.tasks.spec import Preprocessing, TaskSpec
 from nvpstore.types import (
     RouteName,
@@ -41,6 +42,7 @@ from nvpstore.types import (
     VideoState,
 )
 from tests.conftest import Micro, open_micro
+from tests.storage.test_results import some_answers
 from tests.storage.test_tables import some_latents, some_routes, some_stages, some_video
 from tests.video.conftest import Clip, write_clip
 
@@ -124,6 +126,11 @@ class TestThePageNamesWhatTheCodeNames:
         cells = {row[0]: row[2] for row in table("field of a route")}
         assert set(names(cells["`scope`"])) == set(get_args(RouteScope))
         assert set(names(cells["`route`"])) == set(get_args(RouteName))
+
+    def test_results(self) -> None:
+        index = index_of(encode_results(some_answers(), keys.new_attempt()).data)
+        assert named("results field") == set(index)
+        assert named("field of a results part") == set(index["parts"][0])
 
     def test_encodings_and_architecture(self) -> None:
         assert named("encoding") == set(ENCODINGS)

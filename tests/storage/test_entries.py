@@ -34,6 +34,19 @@ def meta_object(video_id: str) -> StoredObject:
     return StoredObject(key=key, size_bytes=1, sha256="0" * 64)
 
 
+def result_object(video_id: str = VIDEO, version: str = "1" * 64, result: str = "2" * 32) -> StoredObject:
+    key = keys.result_key(video_id, version, result, keys.new_attempt(), "0" * 64)
+    return StoredObject(key=key, size_bytes=1, sha256="0" * 64)
+
+
+def routes_object(version: str) -> StoredObject:
+    key = keys.routes_key(VIDEO, version, keys.new_attempt())
+    return StoredObject(key=key, size_bytes=1, sha256="0" * 64)
+
+
+ANSWERS = result_object()
+
+
 def refused(later: LogDraft, *newer: LogDraft) -> str | None:
     entries = [new_entry(one, number=n, previous_digest="") for n, one in enumerate(newer, start=5)]
     return conflict(later, entries)
@@ -61,6 +74,25 @@ def test_an_entry_comes_back_from_its_bytes() -> None:
         (draft("erase"), draft("video"), "changed meanwhile"),
         (draft("erase"), draft("routes"), "changed meanwhile"),
         (draft("gc", ARCHIVE), draft("task", "labels"), "meanwhile"),
+        (draft("gc", ARCHIVE), draft("results", objects=(ANSWERS,)), "meanwhile"),
+        (draft("erase"), draft("results", objects=(ANSWERS,)), "changed meanwhile"),
+        (draft("results", objects=(ANSWERS,)), draft("erase"), "erased"),
+        (draft("results", objects=(ANSWERS,)), draft("video"), "fitted anew"),
+        (
+            draft("results", removed=(ANSWERS.key,)),
+            draft("results", objects=(result_object(),)),
+            "stored or dropped",
+        ),
+        (
+            draft("results", objects=(result_object(),)),
+            draft("results", removed=(ANSWERS.key,)),
+            "stored or dropped",
+        ),
+        (
+            draft("results", objects=(ANSWERS,)),
+            draft("routes", objects=(routes_object("1" * 64),)),
+            "other routes",
+        ),
     ],
 )
 def test_a_newer_entry_refuses_what_it_makes_pointless(
@@ -78,6 +110,12 @@ def test_a_newer_entry_refuses_what_it_makes_pointless(
         (draft("video"), draft("erase", OTHER)),
         (draft("meta"), draft("video", objects=())),
         (draft("erase"), draft("erase")),
+        (draft("routes"), draft("results", objects=(ANSWERS,))),
+        (draft("video", replaces=True), draft("results", objects=(ANSWERS,))),
+        (draft("results", objects=(ANSWERS,)), draft("results", objects=(result_object(result="3" * 32),))),
+        (draft("results", objects=(ANSWERS,)), draft("results", OTHER, objects=(result_object(OTHER),))),
+        (draft("results", objects=(ANSWERS,)), draft("routes", objects=(routes_object("4" * 64),))),
+        (draft("results", objects=(ANSWERS,)), draft("meta", objects=(meta_object(VIDEO),))),
         (draft("task", "labels"), draft("erase")),
     ],
 )

@@ -28,7 +28,9 @@ def test_every_key_is_spelled_as_designed_and_parses_back() -> None:
         keys.decoder_key(HEX): f"decoders/{HEX}.parquet",
         keys.archive_adapters_key(HEX, ATTEMPT): f"adapters/{HEX}/{ATTEMPT}.parquet",
         keys.task_key("labels", HEX): f"tasks/labels/{HEX}.json",
-        keys.result_key(HEX[:16], ATTEMPT): f"results/{HEX[:16]}/{ATTEMPT}.parquet",
+        keys.result_key(VIDEO, HEX, HEX[:32], ATTEMPT, HEX): (
+            f"results/{VIDEO}/{HEX}/{HEX[:32]}/{ATTEMPT}-{HEX}.parquet"
+        ),
         keys.source_key(VIDEO, ATTEMPT): f"sources/{VIDEO}/{ATTEMPT}",
     }
     assert all(built == spelled for built, spelled in cases.items())
