@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from nvpstore.errors import NvpError
@@ -11,6 +12,7 @@ from nvpstore.query.plan import Group, Key, Plan, Step, deepest, iterate_steps
 from nvpstore.types import ByteRange
 
 STEPS_AHEAD = 4
+WINDOW_STEPS = 64  # of which it is known at once which adapters they need
 ADAPTER_BYTES = 16 << 20  # of one routes object, held until the last segment that needs one of them
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ def steps_ahead(plan: Plan, operators: Fetching | None, snapshot: Any) -> Genera
         return
     reading = _Reading(plan, operators, snapshot)
     try:
-        yield from ahead(iterate_steps(plan), reading.start)
+        yield from ahead(reading.announced(iterate_steps(plan)), reading.start)
     finally:
         reading.close()
 
@@ -94,12 +96,18 @@ class _Reading:
 
     def __init__(self, plan: Plan, operators: Fetching, snapshot: Any) -> None:
         self._plan, self._operators, self._snapshot = plan, operators, snapshot
-        self._adapters = _adapter_runs(plan)
+        self._adapters: dict[tuple[int, Key], _Adapters] = {}
+
+    def announced(self, steps: Iterator[PlanStep]) -> Iterator[PlanStep]:
+        """`steps`, known some time before their turn: what several of them need is then one request."""
+        while window := list(islice(steps, WINDOW_STEPS)):
+            self._adapters |= _adapter_runs(self._plan, [step for step, _ in window])
+            yield from window
 
     def start(self, item: PlanStep) -> Held:
         step, groups = item
         key = (step.video_id, step.segment)
-        mine = [run for i in step.scans if (run := self._adapters.get((i, key))) is not None]
+        mine = [run for i in step.scans if (run := self._adapters.pop((i, key), None)) is not None]
         segment = _Nothing() if step.source else self._segment(key, groups)
         for run in mine:
             if run.held is None:
@@ -134,13 +142,13 @@ class _StepHeld:
                 run.drop()
 
 
-def _adapter_runs(plan: Plan) -> dict[tuple[int, Key], _Adapters]:
+def _adapter_runs(plan: Plan, steps: Iterable[Step]) -> dict[tuple[int, Key], _Adapters]:
     """The adapters that each scan's segment reads, shared by all segments that need the same object."""
     newest: dict[str, _Adapters] = {}
     runs: dict[tuple[int, Key], _Adapters] = {}
-    for row in plan.steps.select(["video_id", "segment", "scans"]).to_pylist():
-        key = (row["video_id"], row["segment"])
-        for index in row["scans"]:
+    for step in steps:
+        key = (step.video_id, step.segment)
+        for index in step.scans:
             adapter = plan.scans[index].routes[key].adapter
             if adapter is None:
                 continue

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nvpstore.config import Settings
 from nvpstore.errors import NvpError, QueryError
-from nvpstore.query.early import is_plain
+from nvpstore.query.early import enough_rows_of, is_plain
 from nvpstore.query.explain import explain_text
 from nvpstore.query.index import load_tasks
 from nvpstore.query.limits import Limits
@@ -193,7 +193,7 @@ def _run(asked: _Asked, operators: Operators | None, *, snapshot: Snapshot, orde
     measured = Measured()
     with Rows(limit_bytes=orders.limits.rows_bytes) as rows:
         runner = Runner(asked.plan, operators, snapshot=snapshot, measured=measured, orders=orders, rows=rows)
-        runner.run(_enough(asked))
+        runner.run(enough_rows_of(asked.con, asked.query, asked.plan))
         with measured.timed("duckdb"):
             table = asked.finish(runner.relations())
     return Result(
@@ -203,14 +203,6 @@ def _run(asked: _Asked, operators: Operators | None, *, snapshot: Snapshot, orde
         skipped=tuple(runner.skipped),
         warnings=asked.query.warnings,
     )
-
-
-def _enough(asked: _Asked) -> Callable[[Mapping[str, Relation]], bool] | None:
-    """Whether the rows so far give all that the query can return; None where only all rows can."""
-    stop_after: int | None = getattr(asked.plan, "stop_after", None)
-    if stop_after is None:
-        return None
-    return lambda relations: asked.finish(relations).num_rows >= stop_after
 
 
 def _streamed(
@@ -224,11 +216,9 @@ def _streamed(
         yield from schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
         with closing(runner.tables()) as steps:
             for tables in steps:
-                relations = {
-                    name: table for i, table in tables.items() for name in asked.plan.scans[i].relations
-                }
-                if relations:
-                    yield from asked.finish(relations).to_batches(max_chunksize=STREAM_ROWS)
+                if tables:
+                    rows = asked.finish(runner.by_relation(tables))
+                    yield from rows.to_batches(max_chunksize=STREAM_ROWS)
 
 
 @contextmanager

@@ -35,6 +35,11 @@ class Scheduler:
         self._sharings: WeakSet[Sharing] = WeakSet()
 
     @property
+    def running(self) -> int:
+        """How many queries run."""
+        return self._queries
+
+    @property
     def crowded(self) -> bool:
         """Whether a value that one query is done with may be another's next."""
         return self._queries > 1

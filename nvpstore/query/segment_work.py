@@ -47,7 +47,10 @@ class SegmentWork:
         self._groups = groups
         self._alive = set(step.scans)
         self._routes: dict[int, RouteHandle] = {}
-        self._work = {index: runner.work_of(index, step) for index in step.scans}
+        scans = {index: runner.plan.scans[index] for index in step.scans}
+        self._work = {index: scan.work_of(self.key) for index, scan in scans.items()}
+        self._chosen = {index: scan.routes[self.key] for index, scan in scans.items()}
+        self.stages = runner.plan.segments[self.key].stages
         self.rows: dict[int, list[pa.Table]] = {index: [] for index in step.scans}
 
     def run(self) -> None:
@@ -112,7 +115,7 @@ class SegmentWork:
             scan = self.runner.plan.scans[index]
             if scan.task is None:
                 continue
-            route = scan.routes[self.key]
+            route = self._chosen[index]
             try:
                 self._load(index, route)
             except Cancelled:
@@ -159,7 +162,7 @@ class SegmentWork:
     def _scan_rows(self, index: int, batch: _Batch) -> pa.Table:
         """The task table's rows of a batch; its answers may be another query's."""
         runner, scan = self.runner, self.runner.plan.scans[index]
-        route, options = scan.routes[self.key], scan.options
+        route, options = self._chosen[index], scan.options
         places = np.searchsorted(self._work[index]["frame"].to_numpy(), batch.frames)
         work = self._work[index].take(pa.array(places))
 
@@ -258,7 +261,7 @@ class _Batch:
                 handle=self._work.handle,
                 frames=frames,
                 taps=group.taps,
-                stages=runner.plan.segments[self._work.key].stages,
+                stages=self._work.stages,
                 wide=wide,
             )
             some, made = runner.sharing.decode(

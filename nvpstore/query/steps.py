@@ -33,8 +33,7 @@ from nvpstore.types import ByteRange
 
 __all__ = ["BATCH_FRAMES", "Batch", "Operators", "Orders", "RouteHandle", "Runner", "SegmentHandle"]
 
-Enough = Callable[[Mapping[str, Relation]], bool]
-CHECKS_A_DOUBLING = 8  # asking whether there is enough grows with the rows: not after every single step
+Enough = Callable[[Mapping[str, pa.Table]], bool]  # given each step's rows once, by relation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,6 @@ class Runner:
         self._operators = operators
         self._orders = orders
         self._rows = rows
-        self._runs = [scan.frames_by_segment() for scan in plan.scans]
         self._progress = Progress(frames_to_answer(plan), orders.on_progress)
         self._read_sources: set[str] = set()
         self._read_adapters: set[ByteRange] = set()
@@ -78,11 +76,13 @@ class Runner:
         Raises the step's own error type, naming table, video, segment and stage, with the cause chained;
         Cancelled where the query was stopped.
         """
+        if enough is not None and enough({}):
+            return
         with closing(self.tables()) as steps:
-            for done, tables in enumerate(steps, 1):
+            for tables in steps:
                 for index, table in tables.items():
                     self._rows.add(index, table)
-                if enough is not None and _is_due(done) and enough(self.relations()):
+                if enough is not None and enough(self.by_relation(tables)):
                     return
 
     def tables(self) -> Generator[dict[int, pa.Table], None, None]:
@@ -107,6 +107,10 @@ class Runner:
                 table = table.take(pa.array(order))
             done[index] = table
         return done
+
+    def by_relation(self, tables: Mapping[int, pa.Table]) -> dict[str, pa.Table]:
+        """Rows by scan as rows by relation."""
+        return {name: table for index, table in tables.items() for name in self.plan.scans[index].relations}
 
     def relations(self) -> dict[str, Relation]:
         """Every relation that the plan's SQL reads, with the rows so far."""
@@ -136,10 +140,6 @@ class Runner:
     def check(self) -> None:
         if self._orders.cancel.is_set():
             raise Cancelled("the query was cancelled")
-
-    def work_of(self, index: int, step: Step) -> pa.Table:
-        start, stop = self._runs[index][(step.video_id, step.segment)]
-        return self.plan.scans[index].work.slice(start, stop - start)
 
     def note_source(self, step: Step) -> None:
         if step.video_id not in self._read_sources:
@@ -173,9 +173,4 @@ class Runner:
 
 def frames_to_answer(plan: Plan) -> int:
     """Frames of all steps, counted once a scan that reads them."""
-    return sum(scan.work.num_rows for scan in plan.scans if scan.computes)
-
-
-def _is_due(done: int) -> bool:
-    """Whether to ask for enough after `done` steps: often at first, then every eighth more."""
-    return done % max(1, (1 << (done.bit_length() - 1)) // CHECKS_A_DOUBLING) == 0
+    return sum(scan.frames for scan in plan.scans if scan.computes)

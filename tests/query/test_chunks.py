@@ -1,0 +1,46 @@
+"""Batches are a function of the frames alone, and alike for queries that want nearly the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvpstore.query.chunks import LANE_FRAMES, batches, fitting_frames, lanes
+
+FRAMES = st.sets(st.integers(0, 300), max_size=200).map(sorted)
+
+
+@given(FRAMES, st.integers(0, 5), st.sampled_from([1, 4, 8, 32]))
+def test_batches_hold_every_frame_once_in_order(frames: list[int], start: int, size: int) -> None:
+    asked = np.array([start + frame for frame in frames], dtype=np.int64)
+    found = list(batches(asked, start=start, batch_frames=size))
+    assert [frame for part in found for frame in part.tolist()] == asked.tolist()
+    assert all(1 <= len(part) <= size for part in found)
+
+
+@given(FRAMES)
+def test_a_block_that_is_wanted_whole_is_a_batch_whatever_else_is(frames: list[int]) -> None:
+    block = set(range(64 + 3, 96 + 3))
+    asked = np.array(sorted({*frames, *block}), dtype=np.int64)
+    assert sorted(block) in [part.tolist() for part in batches(asked, start=3, batch_frames=32)]
+
+
+def test_scattered_frames_are_gathered() -> None:
+    asked = np.arange(0, 640, 12)
+    assert [len(part) for part in batches(asked, start=0, batch_frames=32)] == [32, 22]
+
+
+@given(st.integers(0, 40))
+def test_lanes_waste_less_than_they_hold(count: int) -> None:
+    parts = lanes(np.arange(count))
+    assert sum(len(part) for part, _ in parts) == count
+    for part, wide in parts:
+        filled = -(-len(part) // LANE_FRAMES) * LANE_FRAMES
+        assert filled <= 1.6 * len(part) if wide else len(part) < 5
+
+
+def test_as_many_frames_as_fit_in_whole_lanes() -> None:
+    fits = [fitting_frames(32, frame_bytes=10, room_bytes=room) for room in (10**6, 319, 85, 79, 30, 0)]
+    assert fits == [32, 24, 8, 7, 3, 1]
+    assert fitting_frames(4, frame_bytes=10, room_bytes=10**6) == 4
