@@ -12,10 +12,11 @@ def used_columns(tree: exp.Query, table: exp.Table, *, alias: str) -> frozenset[
     """
     if _takes_all(tree, table, alias=alias):
         return None
+    below_stars = {id(node) for star in tree.find_all(exp.Star) for node in star.walk()}
     names: set[str] = set()
     for node in tree.find_all(exp.Column, exp.Identifier):
         # All identifiers, not columns alone: USING lists, struct paths and aliases cost nothing to count.
-        if node.find_ancestor(exp.Star) is None:
+        if id(node) not in below_stars:
             names.add(node.name.lower())
     if alias.lower() in _bare_columns(tree):
         return None  # `SELECT c FROM labels c` reads the whole row as a struct

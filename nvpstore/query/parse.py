@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 import duckdb
 import sqlglot
-from sqlglot import TokenType, exp
+from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from nvpstore.errors import QueryError
@@ -23,24 +23,18 @@ from nvpstore.query.columns import used_columns
 from nvpstore.query.names import CATALOG_VIEWS, FRAMES, RELATION, SAVED, check_given, visible_ctes
 from nvpstore.query.options import TableOptions, fault, position, read_options, suggestion
 from nvpstore.query.safety import TABLE_FUNCTIONS, check_extracted, check_safe
+from nvpstore.query.size import check_size, check_tables
 from nvpstore.query.views import expand_views, refuse_kept_names
 from nvpstore.query.warn import rank_warnings
 
 __all__ = ["CATALOG_VIEWS", "FRAMES", "RELATION", "Params", "Query", "TaskTable"]
 __all__ += ["binder_error", "parse", "visible_ctes"]
 
-MAX_CHARACTERS = 200_000
-MAX_TABLES = 128  # references in FROM: DuckDB plans their joins before anything can stop it
-MAX_NESTING = 40  # brackets in brackets
 Mode = Literal["rows", "explain", "analyze"]
 
 # What it cannot parse is an error of ours, told once.
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
-_BRACKETS = {
-    **dict.fromkeys((TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE), 1),
-    **dict.fromkeys((TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END), -1),
-}
 _EXPLAIN = re.compile(r"\s*explain(?P<analyze>\s+analyze)?\b", re.IGNORECASE)
 
 
@@ -118,7 +112,7 @@ def _parse(
     tree = bind(_checked_select(body), params)
     tree = bind_now(expand_views(tree, views, _checked_select), datetime.now(UTC))
     given = frozenset(name.lower() for name in tables)
-    nodes = enumerate(_task_nodes(tree, tasks, given))
+    nodes = enumerate(_task_nodes(tree, tasks, given, views))
     found = tuple(_replace(node, tasks, tree=tree, number=number) for number, node in nodes)
     query = Query(mode=mode, tree=tree, tables=found, given=given, warnings=rank_warnings(tree, found))
     check_extracted(query.sql)
@@ -127,14 +121,10 @@ def _parse(
 
 def _checked_select(sql: str) -> exp.Query:
     """The tree of a text that is one SELECT of a bounded size, and safe."""
-    if len(sql) > MAX_CHARACTERS:
-        raise QueryError(f"the query has {len(sql)} characters; at most {MAX_CHARACTERS} are allowed")
     tree = _single_select(sql)
     check_safe(tree)
     refuse_kept_names(tree, (RELATION, SAVED))
-    references = sum(1 for _ in tree.find_all(exp.Table))
-    if references > MAX_TABLES:
-        raise QueryError(f"the query reads {references} tables; at most {MAX_TABLES} are allowed")
+    check_tables(sum(1 for _ in tree.find_all(exp.Table)))
     return tree
 
 
@@ -149,7 +139,7 @@ def _split_explain(sql: str) -> tuple[Mode, str]:
 
 def _single_select(sql: str) -> exp.Query:
     try:
-        _check_nesting(sql)
+        check_size(sql)
         statements = [s for s in sqlglot.parse(numbered(sql), read="duckdb") if s is not None]
     except SqlglotError as cause:
         raise _syntax_error(cause) from cause
@@ -157,8 +147,12 @@ def _single_select(sql: str) -> exp.Query:
         raise QueryError(f"{len(statements)} statements given: a query is exactly one read-only SELECT")
     tree = _as_select(statements[0])
     if not isinstance(tree, exp.Query):
-        raise QueryError(f"{tree.key.upper()} statement given: a query is one read-only SELECT")
+        raise QueryError(f"{_first_word(sql)} statement given: a query is one read-only SELECT")
     return tree
+
+
+def _first_word(sql: str) -> str:
+    return next((token.text.upper() for token in sqlglot.tokenize(sql, read="duckdb") if token.text), "")
 
 
 def _as_select(tree: exp.Expr) -> exp.Expr:
@@ -173,15 +167,6 @@ def _as_select(tree: exp.Expr) -> exp.Expr:
     return tree
 
 
-def _check_nesting(sql: str) -> None:
-    depth = 0
-    for token in sqlglot.tokenize(sql, read="duckdb"):
-        depth += _BRACKETS.get(token.token_type, 0)
-        if depth > MAX_NESTING:
-            where = f"line {token.line}, column {token.col}"
-            raise QueryError(f"{where}: the query is nested too deeply: {MAX_NESTING} levels are allowed")
-
-
 def _syntax_error(cause: SqlglotError) -> QueryError:
     for error in getattr(cause, "errors", None) or []:
         where = f"line {error['line']}, column {error['col']}"
@@ -193,14 +178,19 @@ def _syntax_error(cause: SqlglotError) -> QueryError:
 # ---------------------------------------------------------------- tables
 
 
-def _task_nodes(tree: exp.Query, tasks: Collection[str], given: Collection[str]) -> Iterator[exp.Table]:
-    """Every Table node that is a task table; every other one is checked to be allowed."""
+def _task_nodes(
+    tree: exp.Query, tasks: Collection[str], given: Collection[str], views: Collection[str]
+) -> Iterator[exp.Table]:
+    """Every Table node that is a task table; every other one is checked to be allowed.
+
+    Tables of `views` are CTEs by now; their names only help to suggest.
+    """
     for node in list(tree.find_all(exp.Table)):
         if node.args.get("db") is not None or node.args.get("catalog") is not None:
             raise fault(node, f"table {node.sql('duckdb')}: names with a schema or database are not offered")
         source = node.this
         if isinstance(source, exp.Identifier):
-            if _known_name(node, tasks, given):
+            if _known_name(node, tasks, given, views):
                 yield node
         elif isinstance(source, exp.Anonymous):
             if _known_function(node, source, tasks):
@@ -209,7 +199,9 @@ def _task_nodes(tree: exp.Query, tasks: Collection[str], given: Collection[str])
             raise fault(node, f"table function {source.sql('duckdb')} is not allowed in a query")
 
 
-def _known_name(node: exp.Table, tasks: Collection[str], given: Collection[str]) -> bool:
+def _known_name(
+    node: exp.Table, tasks: Collection[str], given: Collection[str], views: Collection[str]
+) -> bool:
     """Whether `node` is a task table by its name; False for everything else that may be read."""
     name = node.name.lower()
     ctes = visible_ctes(node)
@@ -217,7 +209,7 @@ def _known_name(node: exp.Table, tasks: Collection[str], given: Collection[str])
         return False
     if _task_of(node.name, tasks) is None:
         own = [cte for cte in ctes if not cte.startswith(SAVED)]
-        known = [*CATALOG_VIEWS, FRAMES, *tasks, *given, *own]
+        known = [*CATALOG_VIEWS, FRAMES, *tasks, *given, *views, *own]
         raise fault(node, f'unknown table "{node.name}"{suggestion(name.split("@")[0], known)}')
     return True
 

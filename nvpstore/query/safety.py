@@ -89,8 +89,8 @@ def function_name(node: exp.Func) -> str:
     """The name under which DuckDB would find `node`, lower case; '' for operators and syntax."""
     if isinstance(node, exp.Anonymous):
         return str(node.name).lower()
-    if isinstance(node, exp.Connector):
-        return ""  # AND and OR count as functions in the tree; their text may be the whole query
+    if isinstance(node, exp.Binary):
+        return ""  # AND, OR and -> count as functions in the tree; their text may be the whole query
     text = node.sql("duckdb")
     match = _NAME.match(text)
     return match.group(1).lower() if match else ""
@@ -128,10 +128,9 @@ def check_extracted(sql: str) -> None:
     except duckdb.Error as cause:
         raise QueryError(f"DuckDB cannot read the query: {str(cause).splitlines()[0]}") from cause
     kinds = [statement.type for statement in statements]
-    if len(kinds) > 1 and kinds[-1] is duckdb.StatementType.SELECT and "PIVOT" in sql.upper():
-        raise QueryError("PIVOT without its values: list them, ON label IN ('cat', 'dog')")
     if kinds != [duckdb.StatementType.SELECT]:
-        raise QueryError("DuckDB does not read the query as one SELECT: it is refused")
+        hint = "; PIVOT needs its values: ON label IN ('cat', 'dog')" if "PIVOT" in sql.upper() else ""
+        raise QueryError(f"DuckDB does not read the query as one SELECT{hint}")
 
 
 def unstable(nodes: Iterable[exp.Expr]) -> bool:

@@ -88,9 +88,8 @@ def _placed(new: exp.Identifier, old: exp.Expr) -> exp.Identifier:
 
 
 def refuse_kept_names(tree: exp.Query, prefixes: Collection[str]) -> None:
-    """Raises QueryError where a query names a CTE or table alias as only our own relations may be."""
-    for node in tree.find_all(exp.CTE, exp.TableAlias):
-        name = node.alias if isinstance(node, exp.CTE) else node.name
+    """Raises QueryError where a query names a CTE or a table as only our own relations may be."""
+    for node in tree.find_all(exp.TableAlias):
         for prefix in prefixes:
-            if name.lower().startswith(prefix):
-                raise fault(node, f'name "{name}": names that begin with {prefix} are kept')
+            if node.name.lower().startswith(prefix):
+                raise fault(node, f'name "{node.name}": names that begin with {prefix} are kept')
