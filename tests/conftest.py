@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from nvpstore.storage.objects import open_store
 if TYPE_CHECKING:
     from benchmarks.servers.weed import Weed
     from nvpstore.archive import Archive, VideoSummary
+
+# A shell ignores Ctrl-C for what it starts in the background; programs that tests stop would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLIP_FRAMES = 40
 

