@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock
 
 from nvpstore.catalog import Catalog, Snapshot
+from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
+from nvpstore.query.keeping import drop_answers
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute
 from nvpstore.storage import keys
@@ -216,6 +218,28 @@ class Archive:
 
         found = find_preset(preset)
         return estimate_fit(probe(str(path)), found, tasks=len(tasks), device=_device(device))
+
+    def results(self, *, video: str | None = None, task: str | None = None) -> list[StoredResult]:
+        """The stored answers of queries, oldest first: all, or those of a video or task.
+
+        `task` is NAME or NAME@VERSION. Raises UsageError for an unknown video, TaskError for an unknown task.
+        """
+        return stored_results(self.catalog.snapshot(), **self._results_of(video, task))
+
+    def drop_results(self, *, video: str | None = None, task: str | None = None) -> list[StoredResult]:
+        """Drop stored answers, and return what they were. Later queries compute them again."""
+        return drop_answers(self.catalog, **self._results_of(video, task))
+
+    def _results_of(self, video: str | None, task: str | None) -> dict[str, str | None]:
+        snapshot = self.catalog.snapshot()
+        name, _, version = (task or "").partition("@")
+        if task is not None:
+            record = snapshot.task(name, version or None)
+            name = record.version if version else record.name
+        return {
+            "video_id": snapshot.find_video(video) if video is not None else None,
+            "task": name or None,
+        }
 
     def rebuild_catalog(self) -> None:
         """Drop this machine's index and build it again from the store alone."""

@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 from nvpstore.errors import UsageError
+
+AnswersMode = Literal["on", "read", "off"]
 
 N = TypeVar("N", int, float)
 
@@ -31,6 +33,7 @@ VARIABLES: Mapping[str, str] = {
     "threads": "NVP_THREADS",
     "query_seconds": "NVP_QUERY_TIMEOUT",
     "debug": "NVP_DEBUG",
+    "answers": "NVP_ANSWERS",
 }
 
 
@@ -42,7 +45,8 @@ class Settings:
     unfinished fits, and what was fetched of remote archives: for each at most `cache_bytes` of their videos
     and as much of originals (0: nothing that can be done without). `memory_bytes` bounds DuckDB,
     `threads` (≥ 1) bounds DuckDB, decoding and torch. `query_seconds` (> 0, None: no
-    limit) bounds a query. With `debug`, the CLI shows tracebacks.
+    limit) bounds a query. With `debug`, the CLI shows tracebacks. `answers`: whether queries read what
+    others computed and stored in the archive and store theirs ("on"), only read it, or neither.
     """
 
     archive: str | None
@@ -52,6 +56,7 @@ class Settings:
     threads: int
     query_seconds: float | None
     debug: bool
+    answers: AnswersMode = "on"
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -74,6 +79,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         threads=_number(env.get("NVP_THREADS") or str(_usable_cores()), int, name="NVP_THREADS"),
         query_seconds=_number(timeout, float, name="NVP_QUERY_TIMEOUT") if timeout else None,
         debug=_flag(env.get("NVP_DEBUG", ""), name="NVP_DEBUG"),
+        answers=_answers(env.get("NVP_ANSWERS") or "on"),
     )
 
 
@@ -102,6 +108,12 @@ def _number(text: str, kind: type[N], *, name: str) -> N:
         return kind(text)
     except ValueError:
         raise UsageError(f"{name} is {text!r}: a number is needed") from None
+
+
+def _answers(text: str) -> AnswersMode:
+    if text.lower() not in get_args(AnswersMode):
+        raise UsageError(f"NVP_ANSWERS is {text!r}: use {', '.join(get_args(AnswersMode))}")
+    return cast(AnswersMode, text.lower())
 
 
 def _flag(text: str, *, name: str) -> bool:

@@ -15,6 +15,7 @@ def test_an_empty_environment_gives_usable_defaults() -> None:
     assert settings.archive is None
     assert settings.threads >= 1
     assert settings.query_seconds is None
+    assert settings.answers == "on"
     assert settings.cache_bytes == 10 * 10**9
     assert settings.cache_dir == Path.home() / ".cache" / "nvpstore"
 
@@ -29,6 +30,7 @@ def test_every_variable_is_read() -> None:
             "NVP_THREADS": "3",
             "NVP_QUERY_TIMEOUT": "2.5",
             "NVP_DEBUG": "1",
+            "NVP_ANSWERS": "Read",
         }
     )
     assert settings.archive == "s3://bucket/prefix"
@@ -38,6 +40,7 @@ def test_every_variable_is_read() -> None:
     assert settings.threads == 3
     assert settings.query_seconds == 2.5
     assert settings.debug
+    assert settings.answers == "read"
 
 
 def test_the_cache_follows_the_desktop_convention() -> None:
@@ -56,6 +59,7 @@ def test_the_cache_follows_the_desktop_convention() -> None:
         ("NVP_QUERY_TIMEOUT", "-1"),
         ("NVP_QUERY_TIMEOUT", "nan"),
         ("NVP_DEBUG", "maybe"),
+        ("NVP_ANSWERS", "write"),
     ],
 )
 def test_a_malformed_variable_is_named(variable: str, value: str) -> None:
