@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from nvpstore.errors import StoreError
 
 Relation: TypeAlias = "pa.Table | ds.Dataset"  # both are registered with DuckDB as they are
-GROUP_BYTES = 256 << 10  # DuckDB's scan of a file holds dozens of row groups at once
+GROUP_BYTES = 256 << 10  # of a row group: the least that a scan reads at once
 
 
 class Rows:
@@ -73,6 +73,17 @@ class Rows:
         return self._files[index]
 
 
+class _Thrifty(ds.FileSystemDataset):  # type: ignore[misc]
+    """Files of which DuckDB's scan reads hardly ahead: by default it would be all rows of a small file."""
+
+    batch_rows: int
+
+    def scanner(self, **asked: Any) -> ds.Scanner:
+        options = ds.ParquetFragmentScanOptions(pre_buffer=False)
+        ahead = {"batch_readahead": 1, "fragment_readahead": 1, "fragment_scan_options": options}
+        return super().scanner(**asked, **ahead, batch_size=self.batch_rows)
+
+
 class _File:
     """One table on disk, as Parquet files: each is finished once it must be read."""
 
@@ -81,17 +92,22 @@ class _File:
         self._folder = folder
         self._parts: list[str] = []
         self._writer: pq.ParquetWriter | None = None
+        self._batch_rows = 1 << 17
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
             self._parts.append(str(self._folder / f"{len(self._parts):06}.parquet"))
             self._writer = pq.ParquetWriter(self._parts[-1], table.schema, compression="lz4")
         rows = max(1, table.num_rows * GROUP_BYTES // max(1, table.nbytes))
+        self._batch_rows = min(rows, self._batch_rows)
         self._writer.write_table(table, row_group_size=rows)
 
     def dataset(self) -> ds.Dataset:
         self.close()
-        return ds.dataset(self._parts, format="parquet")
+        found = ds.dataset(self._parts, format="parquet")
+        thrifty = _Thrifty(list(found.get_fragments()), found.schema, found.format, found.filesystem)
+        thrifty.batch_rows = self._batch_rows
+        return thrifty
 
     def close(self) -> None:
         if self._writer is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class TestQueries:
     def test_eight_predicates_decode_everything_once(self, snapshot: FixtureSnapshot) -> None:
         operators = Together(len(PREDICATES))
         queries = [PAIRED.format(predicate) for predicate in PREDICATES]
-        results = at_once([lambda sql=sql: ask(snapshot, sql, operators) for sql in queries])
+        results = at_once([partial(ask, snapshot, sql, operators) for sql in queries])
         assert len(set(operators.fetches)) == len(operators.fetches)
         assert set(operators.decoded.values()) == {1}
         assert operators.tails == 2 * operators.decoded.total()
@@ -254,7 +255,7 @@ class Decoder:
 
 
 class TestDecode:
-    """Decodes that are asked for while the device is taken, so that all of them are known before any begins."""
+    """Decodes that are asked for while the device is taken: all are known before any begins."""
 
     def run(self, asks: list[Ask], decoder: Decoder) -> list[Any]:
         scheduler = Scheduler()
@@ -274,13 +275,13 @@ class TestDecode:
                 futures = []
                 for number, one in enumerate(asks, 1):
                     futures.append(pool.submit(decode, one))
-                    until(lambda n=number: self.waiting(sharing) >= n)
+                    until(partial(self.waiting, sharing, number))
             results = [future.exception() or future.result() for future in futures]
         assert not sharing._pieces
         return results
 
-    def waiting(self, sharing: Sharing) -> int:
-        return sum(piece.readers for pieces in sharing._pieces.values() for piece in pieces)
+    def waiting(self, sharing: Sharing, readers: int) -> bool:
+        return sum(piece.readers for pieces in sharing._pieces.values() for piece in pieces) >= readers
 
     def ask(self, frames: range, *taps: str, wide: bool = True) -> Ask:
         return Ask(handle=f"to {taps[-1]}", frames=np.array(frames), taps=taps, stages=STAGES, wide=wide)

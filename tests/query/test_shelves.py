@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nvpstore.query.shelves import Shelf, Shelves
 
 
 def filled(limit: int, *kept: tuple[str, Shelf, int]) -> tuple[Shelves, list[str]]:
     shelves, dropped = Shelves(limit), list[str]()
     for key, shelf, size in kept:
-        shelves.put(key, key, shelf=shelf, size_bytes=size, dropped=lambda key=key: dropped.append(key))
+        shelves.put(key, key, shelf=shelf, size_bytes=size, dropped=partial(dropped.append, key))
     return shelves, dropped
 
 
