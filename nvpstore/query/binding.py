@@ -34,14 +34,29 @@ def numbered(sql: str) -> str:
     return "".join([*parts, sql[end:]])
 
 
-def bind(tree: exp.Query, params: Params | None) -> exp.Query:
-    """Puts `$1` and `$name` values into the tree. Raises QueryError: missing, surplus, no literal form."""
+def bind(tree: exp.Query, params: Params | None, *, sql: str) -> exp.Query:
+    """Puts `$1` and `$name` values into the tree of `sql`. Raises QueryError: missing, surplus, odd type."""
     used: set[str] = set()
     for node in list(tree.find_all(exp.Placeholder, exp.Parameter)):
         used.add(str(node.name))
-        node.replace(_literal(_value(params, str(node.name), node), node))
+        try:
+            node.replace(_literal(_value(params, str(node.name), node), node))
+        except QueryError as cause:
+            raise QueryError(f"{_place(sql, str(node.name))}{cause}") from None
     _check_all_used(params, used)
     return tree
+
+
+def _place(sql: str, name: str) -> str:
+    """`line 1, column 8: ` of a parameter's first mention, which the tree does not keep; '' if unknown."""
+    marks = 0
+    tokens = sqlglot.tokenize(sql, read="duckdb")
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        marks += token.token_type is TokenType.PLACEHOLDER
+        named = token.token_type is TokenType.PARAMETER and following is not None and following.text == name
+        if named or (token.token_type is TokenType.PLACEHOLDER and str(marks) == name):
+            return f"line {token.line}, column {token.col}: "
+    return ""
 
 
 def _value(params: Params | None, name: str, node: exp.Expr) -> Any:

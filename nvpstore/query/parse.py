@@ -26,6 +26,7 @@ from nvpstore.query.safety import TABLE_FUNCTIONS, check_extracted, check_safe
 from nvpstore.query.size import check_size, check_tables
 from nvpstore.query.views import expand_views, refuse_kept_names
 from nvpstore.query.warn import rank_warnings
+from nvpstore.query.writing import written
 
 __all__ = ["CATALOG_VIEWS", "FRAMES", "RELATION", "Params", "Query", "TaskTable"]
 __all__ += ["binder_error", "parse", "visible_ctes"]
@@ -75,7 +76,7 @@ class Query:
 
     @property
     def sql(self) -> str:
-        return self.tree.sql("duckdb", comments=False)
+        return written(self.tree)
 
 
 def parse(
@@ -109,7 +110,7 @@ def _parse(
     views: Mapping[str, str],
 ) -> Query:
     mode, body = _split_explain(sql)
-    tree = bind(_checked_select(body), params)
+    tree = bind(_checked_select(body), params, sql=body)
     tree = bind_now(expand_views(tree, views, _checked_select), datetime.now(UTC))
     given = frozenset(name.lower() for name in tables)
     nodes = enumerate(_task_nodes(tree, tasks, given, views))
