@@ -6,7 +6,7 @@ with what is stored, a query only takes longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -195,7 +195,7 @@ class Answers:
 
     # ------------------------------------------------------------ reading
 
-    def steps(self) -> Iterator[tuple[Step, list[Group]]]:
+    def steps(self) -> Generator[tuple[Step, list[Group]], None, None]:
         """As `plan.iterate_steps`, without the frames that are answered: groups may be none.
 
         Their rows are at `take` until they are taken.
@@ -247,7 +247,8 @@ class Answers:
             return groups_of(self._plan, step)
         self._rows[step] = rows
         self.tally.rows += sum(table.num_rows for table in rows.values())
-        return groups_of(self._plan, step, frames)
+        groups = groups_of(self._plan, step)
+        return [part for group in groups for part in _parted(self._plan, step, group, frames)]
 
     def _covered(
         self, index: int, step: Step, wanted: Frames
@@ -309,6 +310,21 @@ class Answers:
     def clear(self) -> None:
         """Forget what is new."""
         self.found, self.found_bytes = {}, 0
+
+
+def _parted(plan: Plan, step: Step, group: Group, left: Mapping[int, Frames]) -> Iterator[Group]:
+    """What is left of a group, grouped anew: `left` are the frames that each scan still needs."""
+    needs = np.stack([np.isin(group.frames, left[index], assume_unique=True) for index in group.scans])
+    masks, members = np.unique(needs, axis=1, return_inverse=True)
+    for number, mask in enumerate(masks.T):
+        if not mask.any():
+            continue
+        scans = tuple(index for index, needed in zip(group.scans, mask, strict=True) if needed)
+        routes = [plan.scans[index].routes[(step.video_id, step.segment)] for index in scans]
+        taps = tuple(tap for tap in group.taps if any(tap in route.stages for route in routes))
+        stage = taps[-1] if taps else group.stage
+        frames = group.frames[members == number]
+        yield Group(scans=scans, frames=frames, taps=taps, stage=stage)
 
 
 def _frames(scan: Scan, step: Step) -> Frames:

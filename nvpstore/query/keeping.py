@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +47,26 @@ class KeptAnswers:
         self._writes = writes
         self.problem: str | None = None  # why nothing is written any more
 
-    def of(self, plan: Plan, snapshot: Snapshot) -> Answers:
-        """What is stored of a plan's answers. Close it with `store`."""
+    def at(self, snapshot: Snapshot) -> AnswersAt:
+        """The answers that are stored as of a snapshot, for one query on it."""
+        return AnswersAt(kept=self, snapshot=snapshot)
+
+    @contextlib.contextmanager
+    def answering(self, plan: Plan, snapshot: Snapshot, warnings: list[str]) -> Iterator[Answers]:
+        """What is stored of a plan's answers. What the block adds is stored after it, also where it failed.
+
+        `warnings` gets more lines.
+        """
 
         def on_found(answers: Answers) -> None:
             if answers.found_bytes > FOUND_BYTES or not self._writes:
                 self.store(answers)
 
-        return Answers(plan, PartReader(snapshot, self._ranges), on_found=on_found)
+        answers = Answers(plan, PartReader(snapshot, self._ranges), on_found=on_found)
+        try:
+            yield answers
+        finally:
+            warnings += self.store(answers)
 
     def store(self, answers: Answers) -> list[str]:
         """Store what a query found anew, and replace what it found damaged. Returns warnings.
@@ -120,6 +133,17 @@ class KeptAnswers:
             if parts:
                 stored.append(_answers(place, parts))
         return _Draft(tuple(stored), tuple(sorted(removed)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswersAt:
+    """Stored answers as one query is given them, on its snapshot."""
+
+    kept: KeptAnswers
+    snapshot: Snapshot
+
+    def answering(self, plan: Plan, warnings: list[str]) -> AbstractContextManager[Answers]:
+        return self.kept.answering(plan, self.snapshot, warnings)
 
 
 def commit_answers(
