@@ -45,7 +45,8 @@ docs: $(STAMP)
 bench: $(STAMP) demo  ## measure latency on the demo's archive into benchmarks/results
 	$(BIN)/python -m benchmarks.latency
 
-soak: $(STAMP)  ## run the property tests with many more examples and fresh seeds
+soak: $(STAMP)  ## try for half an hour to break the store, then the property tests with many more examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak all --s3
 	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)" --hypothesis-profile=soak
 
 pins: $(STAMP)

@@ -15,7 +15,7 @@ from nvpstore.errors import ArchiveError
 from nvpstore.video.source import digest_file
 
 WIDTH, HEIGHT = 64, 48
-FRAMES = 6
+FRAMES = 4
 _STEP = 20  # frames of the film from one clip's beginning to the next
 
 

@@ -31,6 +31,7 @@ OPERATIONS = 500
 RATE = 0.05
 BUCKET = "faulty"
 CLIPS = 4
+_OBJECTS = "adapters/"  # where there is nothing else yet
 # How often each is drawn.
 _SHARES: Mapping[str, int] = {
     "put": 20,
@@ -116,18 +117,14 @@ class User:
             for video_id, video in seen.videos.items()
             if video.tags.get("n", "") not in self._tags.get(video_id, {""})
         ]
-        listed = set(archive.store.list("results/"))
+        lines += self._wrongly_listed(set(archive.store.list(_OBJECTS)))
         wrong = [key for key, data in self._objects.items() if archive.store.get(key) != data]
-        lines += [f"{key} differs from what was put" for key in wrong]
-        lines += [f"{key} was never put" for key in listed - self._objects.keys() - self._maybe]
-        return lines
+        return lines + [f"{key} differs from what was put" for key in wrong]
 
     # ------------------------------------------------------------ objects
 
     def _put(self) -> bool:
-        key = keys.result_key(
-            f"{self._rng.getrandbits(128):032x}", "0" * 64, "0" * 32, keys.new_attempt(), "0" * 64
-        )
+        key = keys.archive_adapters_key(f"{self._rng.getrandbits(256):064x}", keys.new_attempt())
         data = self._rng.randbytes(self._rng.choice([0, 100, 50_000, 400_000]))
         self._maybe.add(key)
         stored = self._archive.store.put(key, data)
@@ -145,8 +142,13 @@ class User:
         return self._archive.store.get_range(key, start, size) == data[start : start + size]
 
     def _list(self) -> bool:
-        listed = set(self._archive.store.list("results/"))
-        return self._objects.keys() <= listed <= self._objects.keys() | self._maybe
+        wrong = self._wrongly_listed(set(self._archive.store.list(_OBJECTS)))
+        self.broken += wrong
+        return not wrong
+
+    def _wrongly_listed(self, listed: set[str]) -> list[str]:
+        lines = [f"{key} was put and is not listed" for key in self._objects.keys() - listed]
+        return lines + [f"{key} is listed and was never put" for key in listed - self._maybe]
 
     def _drawn(self) -> tuple[str, bytes]:
         if not self._objects:
