@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Literal, cast
 
@@ -14,6 +15,9 @@ from nvpstore.errors import QueryError
 from nvpstore.types import RouteName
 
 DEFAULT_TOP = 5
+_MAX_DIGITS = 40  # of a number, also of its exponent's zeros
+_MAX_COUNT = 10**9
+_LEAST_SECONDS = Fraction(1, 10**6)
 ImageFormat = Literal["png", "jpg", "webp"]
 
 
@@ -85,20 +89,24 @@ def _plain(node: exp.Expr) -> Fraction | bool | str | None:
 
 def _number(text: str) -> Fraction | None:
     try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        value = Decimal(text)
+    except InvalidOperation:
         return None
+    # Fraction would write out 1e-999999999.
+    if not value.is_finite() or len(text) > _MAX_DIGITS or abs(value.adjusted()) > _MAX_DIGITS:
+        return None
+    return Fraction(value)
 
 
 def _seconds(value: Any) -> Fraction:
-    if not isinstance(value, Fraction) or value <= 0:
-        raise ValueError("a number of seconds above 0")
+    if not isinstance(value, Fraction) or not _LEAST_SECONDS <= value <= _MAX_COUNT:
+        raise ValueError("a number of seconds above 0, from 0.000001 to 1000000000")
     return value
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, Fraction) or value.denominator != 1 or value < 1:
-        raise ValueError("a whole number from 1")
+    if not isinstance(value, Fraction) or value.denominator != 1 or not 1 <= value <= _MAX_COUNT:
+        raise ValueError("a whole number from 1 to 1000000000")
     return int(value)
 
 

@@ -36,6 +36,7 @@ Mode = Literal["rows", "explain", "analyze"]
 # What it cannot parse is an error of ours, told once.
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
+_INCOMPLETE = re.compile(r"Required keyword: '\w+' missing for <class '[\w.]*?(\w+)'>")
 _EXPLAIN = re.compile(r"\s*explain(?P<analyze>\s+analyze)?\b", re.IGNORECASE)
 
 
@@ -172,7 +173,9 @@ def _syntax_error(cause: SqlglotError) -> QueryError:
     for error in getattr(cause, "errors", None) or []:
         where = f"line {error['line']}, column {error['col']}"
         near = f' at "{error["highlight"]}"' if error.get("highlight") else ""
-        return QueryError(f"{where}: syntax error{near}: {error['description']}")
+        said = _INCOMPLETE.sub(lambda m: f"{m[1].upper()} is not complete", error["description"])
+        said = said.replace("Invalid expression / Unexpected token", "not expected here")
+        return QueryError(f"{where}: syntax error{near}: {said}")
     return QueryError(f"syntax error: {str(cause).splitlines()[0]}")
 
 
@@ -269,7 +272,7 @@ def _replace(node: exp.Table, tasks: Collection[str], *, tree: exp.Query, number
 # ---------------------------------------------------------------- DuckDB's own complaints
 
 _NAMED = re.compile(r'(?:column|table|Function with name|Parameter) "?([\w@]+)"?', re.IGNORECASE)
-_HINT = re.compile(r"(Candidate bindings: .*|Did you mean .*)")
+_HINT = re.compile(r"(Candidate (?:bindings|tables): .*|Did you mean .*)")
 
 
 def binder_error(cause: duckdb.Error, tree: exp.Query) -> QueryError:

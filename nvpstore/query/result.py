@@ -119,8 +119,13 @@ class Result:
         yield from self.arrow().to_batches(max_chunksize=rows)
 
     def __iter__(self) -> Iterator[Row]:
+        """Rows as tuples. Raises UsageError for values that Python has none for, such as infinite dates."""
         for batch in self.batches():
-            yield from zip(*[column.to_pylist() for column in batch.columns], strict=True)
+            try:
+                columns = [column.to_pylist() for column in batch.columns]
+            except (OverflowError, ValueError) as cause:
+                raise UsageError(f"a value has no form in Python ({cause}): use arrow()") from cause
+            yield from zip(*columns, strict=True)
 
     def __len__(self) -> int:
         return int(self.arrow().num_rows)

@@ -43,6 +43,13 @@ def test_every_form_has_the_same_rows(snapshot: FixtureSnapshot) -> None:
     assert result.columns == ["frame", "label"]
 
 
+def test_a_value_that_python_lacks_is_a_clear_error(snapshot: FixtureSnapshot) -> None:
+    result = ask(snapshot, "SELECT 'infinity'::TIMESTAMP AS t")
+    assert len(result.arrow()) == 1
+    with pytest.raises(UsageError, match=r"has no form in Python .*: use arrow\(\)"):
+        result.fetchall()
+
+
 def test_batches_of_no_rows_are_refused(snapshot: FixtureSnapshot) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         list(ask(snapshot, SQL).batches(0))

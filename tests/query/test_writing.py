@@ -25,12 +25,12 @@ def test_every_function_of_duckdb_means_the_same_after_writing() -> None:
         if is_refused(name) or name in UNSTABLE_FUNCTIONS or name in UNREAD:
             continue
         try:
-            expected = con.sql(f"SELECT {example} AS x").to_arrow_table()
-        except duckdb.Error:
-            continue  # an example that needs a table of its own
+            expected = con.sql(f"SELECT {example} AS x").to_arrow_table().to_pylist()
+        except (duckdb.Error, OverflowError):
+            continue  # an example that needs a table of its own, or has no value in Python
         asked += 1
-        found = con.sql(parse(f"SELECT {example} AS x", ()).sql).to_arrow_table()
-        if repr(found.to_pylist()) != repr(expected.to_pylist()):
+        found = con.sql(parse(f"SELECT {example} AS x", ()).sql).to_arrow_table().to_pylist()
+        if repr(found) != repr(expected):
             wrong.append(example)
     assert wrong == []
     assert asked > 350
