@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import duckdb
+import pyarrow as pa
 from filelock import FileLock
 
 from nvpstore.catalog import Catalog, Snapshot
@@ -16,9 +18,11 @@ from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
+from nvpstore.query.attached import attach_views
 from nvpstore.query.keeping import drop_answers
+from nvpstore.query.progress import OnProgress
 from nvpstore.query.result import Result
-from nvpstore.query.run import execute
+from nvpstore.query.run import execute, execute_stream
 from nvpstore.storage import keys
 from nvpstore.storage.commit import Base, register_task
 from nvpstore.storage.gc import Garbage, collect
@@ -280,8 +284,20 @@ class Archive:
 
     # ------------------------------------------------------------ reading
 
-    def sql(self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None) -> Result:
-        """Run one SELECT, or EXPLAIN [ANALYZE] one. Raises QueryError naming line and column."""
+    def sql(
+        self,
+        query: str,
+        *,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        tables: Mapping[str, Any] | None = None,
+        views: Mapping[str, str] | None = None,
+        progress: OnProgress | None = None,
+    ) -> Result:
+        """Run one SELECT, or EXPLAIN [ANALYZE] one. Raises QueryError naming line and column.
+
+        `tables` are the caller's own, by name: Arrow, pandas or polars. `views` are named SELECTs, under the
+        same rules as the query.
+        """
 
         def answered(snapshot: Snapshot) -> Result:
             return execute(
@@ -290,9 +306,31 @@ class Archive:
                 operators_factory=self._torch_operators,
                 settings=self.settings,
                 params=params,
+                tables=tables,
+                views=views,
+                on_progress=progress,
             )
 
         return self._read(answered)
+
+    def stream(
+        self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of one SELECT in batches, as they are computed: for answers larger than memory."""
+        return execute_stream(
+            query,
+            snapshot=self.catalog.snapshot(),
+            operators_factory=self._torch_operators,
+            settings=self.settings,
+            params=params,
+        )
+
+    def attach(self, con: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
+        """Add the views `videos segments tasks routes` to a DuckDB connection of the caller's, as of now.
+
+        They are in schema `nvp`, and also by plain name where that is free. Returns the names to use.
+        """
+        return attach_views(con, self.catalog.snapshot())
 
     def videos(self) -> list[dict[str, Any]]:
         """The rows of the `videos` view, newest last."""

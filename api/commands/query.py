@@ -30,6 +30,8 @@ def sql(args: argparse.Namespace, output: Output) -> None:
     result = open_archive(args).sql(query)
     with _target(args.output) as stream:
         WRITERS[format_name](result, stream)
+    for warning in result.warnings:
+        sys.stderr.write(f"nvp: warning: {warning}\n")
     if result.skipped:
         segments = ", ".join(f"{skip.video_id[:8]} segment {skip.segment}" for skip in result.skipped[:3])
         more = ", …" if len(result.skipped) > 3 else ""
