@@ -14,6 +14,12 @@ _MIRROR: dict[type[exp.Expr], type[exp.Expr]] = {
 }  # fmt: skip
 
 
+def whole_videos(atom: exp.Expr) -> exp.Expr | None:
+    """`atom` where it says the same of all segments of a video."""
+    own = {c.name.lower() for c in atom.find_all(exp.Column) if c.table == OUT}
+    return atom.copy() if own <= {"video_id"} else None
+
+
 def relax(atom: exp.Expr) -> exp.Expr | None:
     """What `atom` on a frame says about its segment: bounds for frame-level columns, itself without them."""
     if not is_frame_level(atom):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlglot import exp
 
-from nvpstore.query.bounds import MOST_BOUNDS, is_frame_level, relax, tighten
+from nvpstore.query.bounds import MOST_BOUNDS, is_frame_level, relax, tighten, whole_videos
 from nvpstore.query.frames import (
     TIMING,
     WORK_FIELDS,
@@ -45,7 +45,7 @@ SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first
        s.start_ts - 1e-5 AS ts_lo, s.end_ts + 1e-5 AS ts_hi,
        make_timestamptz(epoch_us(v.recorded_at) + floor((s.start_ts - 1e-5) * 1e6)::BIGINT) AS wall_ts_lo,
        make_timestamptz(epoch_us(v.recorded_at) + ceil((s.end_ts + 1e-5) * 1e6)::BIGINT) AS wall_ts_hi
-FROM idx.store.segments s JOIN idx.store.videos v USING (video_id)
+FROM (FROM idx.store.segments{among}) s JOIN (FROM idx.store.videos{among}) v USING (video_id)
 """
 _LEAN = "video_id, segment, start_frame, frames, has_source, fitted, source_bytes"
 _ALL = ", ".join([*TIMING, "has_source", "fitted", "source_bytes"])
@@ -144,14 +144,30 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
     certain = "true" if scope is None else "false" if whole is None else whole.sql("duckdb")
     condition = "" if relaxed is None else f" WHERE {relaxed.sql('duckdb')}"
     lean = options.every is None and (scope is None or (whole is not None and not is_frame_level(scope)))
-    query = f"SELECT {{}}, {{}} AS whole FROM ({_SEGMENTS}) AS {OUT}{{}}"
+    query = "SELECT {columns}, {whole} AS whole FROM (" + _SEGMENTS + f") AS {OUT}{{where}}"
+    among = _among(con, relaxed)
     try:
         columns = _LEAN if lean else _ALL
-        return con.sql(query.format(columns, certain, condition)).to_arrow_table()
+        sql = query.format(columns=columns, whole=certain, among=among, where=condition)
+        return con.sql(sql).to_arrow_table()
     except duckdb.Error:
         # A condition may fail on rows that the query's other conditions keep from it (a cast, say). The
         # query itself decides: here such a condition just does not narrow.
-        return con.sql(query.format(_ALL, "false", "")).to_arrow_table()
+        sql = query.format(columns=_ALL, whole="false", among="", where="")
+        return con.sql(sql).to_arrow_table()
+
+
+def _among(con: duckdb.DuckDBPyConnection, relaxed: exp.Expr | None) -> str:
+    """A filter for the videos that may have segments in scope: there are far fewer videos than segments."""
+    condition = None if relaxed is None else weaken(relaxed.copy(), whole_videos)
+    if condition is None:
+        return ""
+    query = f"SELECT video_id FROM idx.store.videos AS {OUT} WHERE {condition.sql('duckdb')}"
+    try:
+        videos = con.sql(query).to_arrow_table()["video_id"]
+    except duckdb.Error:
+        return ""
+    return videos_filter(videos.combine_chunks())
 
 
 def united(left: Scoped, right: Scoped) -> tuple[Scoped, tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -214,8 +230,8 @@ def _either(
 
 def timing_rows(con: duckdb.DuckDBPyConnection, places: Places, options: TableOptions) -> pa.Table:
     """TIMING of the segments at `places`, in their order."""
-    query = f"SELECT {_ALL} FROM (SELECT * FROM ({_SEGMENTS}){videos_filter(places.videos)})"
-    table = con.sql(query).to_arrow_table()
+    segments = _SEGMENTS.format(among=videos_filter(places.videos))
+    table = con.sql(f"SELECT {_ALL} FROM ({segments})").to_arrow_table()
     rows = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
     at = np.empty(len(places), dtype=np.int64)
     at[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
@@ -242,7 +258,8 @@ def videos_filter(videos: pa.Array) -> str:
     """`` WHERE video_id IN (…)`` for a few videos, which an index finds by its minima and maxima, else ``."""
     if len(videos) > _FEW_VIDEOS:
         return ""
-    listed = ", ".join(exp.Literal.string(video_id).sql("duckdb") for video_id in videos.to_pylist())
+    quoted = ("'" + video_id.replace("'", "''") + "'" for video_id in videos.to_pylist())
+    listed = ", ".join(quoted)
     return f" WHERE video_id IN ({listed})" if listed else " WHERE false"
 
 

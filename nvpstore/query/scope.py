@@ -93,7 +93,7 @@ class _Walk:
 
     def _descend(self, source: Source, predicate: exp.Expr | None) -> None:
         if source.kind == "task":
-            self.found[source.name] = predicate
+            self.found[source.name] = None if predicate is None else _without_identities(predicate)
         elif source.query is not None and (not source.name or self._readers.get(id(source.query)) == 1):
             self.visit(source.query, [] if predicate is None else [predicate])
 
@@ -189,6 +189,20 @@ def _conditions(select: exp.Select, found: list[Source]) -> Iterator[_Condition]
     visible = [source for source in found if not source.hidden]
     for node in _conjuncts(where.this if where is not None else None):
         yield _Condition(index=len(found), node=node, among=visible)
+
+
+def _without_identities(predicate: exp.Expr) -> exp.Expr | None:
+    """`predicate` without what equal columns of two tables come to: `frame = frame`."""
+    kept = [part for part in _conjuncts(predicate) if not _is_identity(part.unnest())]
+    return exp.and_(*kept, copy=False) if kept else None
+
+
+def _is_identity(node: exp.Expr) -> bool:
+    # wall_ts may be NULL, and NULL = NULL is not true.
+    if not isinstance(node, exp.EQ):
+        return False
+    left, right = node.left.unnest(), node.right.unnest()
+    return isinstance(left, exp.Column) and left == right and left.name.lower() != "wall_ts"
 
 
 def _conjuncts(node: exp.Expr | None) -> list[exp.Expr]:
