@@ -22,6 +22,10 @@ from nvpstore.query.safety import unstable
 from nvpstore.query.sources import FRAME_COLUMNS, Columns, Source, output_names, project, resolve, sources
 
 OUT = "__nvp_s"  # stands for the source that a predicate is about
+# Columns of the view `videos` that are a table's own.
+_STORED_OF_VIDEOS = frozenset(
+    ["video_id", "name", "duration", "width", "height", "frames", "state", "tags", "recorded_at"]
+)
 CATALOG_ALIAS = "__nvp_c"  # catalog tables inside the EXISTS of a derived semi join
 
 
@@ -144,7 +148,7 @@ class _Walk:
                 used |= aliases
         if not parts:
             return None
-        first, *others = [item for alias, item in tables.items() if alias in used]
+        first, *others = [_stored(item, alias, parts) for alias, item in tables.items() if alias in used]
         select = exp.select("1").from_(first).where(*parts, copy=False)
         for item in others:
             select = select.join(item, join_type="cross", copy=False)
@@ -167,6 +171,15 @@ class _Walk:
             return exp.column(name, table=OUT) if mine and (allowed is None or name in allowed) else None
 
         return lambda atom: _substitute(atom, column, self.columns)
+
+
+def _stored(item: exp.Expr, alias: str, parts: list[exp.Expr]) -> exp.Expr:
+    """The table behind `videos` where `parts` need no more: the view adds up all objects of the archive."""
+    if not isinstance(item, exp.Table) or item.name != "videos":
+        return item
+    read = {c.name.lower() for part in parts for c in part.find_all(exp.Column) if c.table == alias}
+    table = exp.to_table("idx.store.videos", alias=alias)
+    return table if read <= _STORED_OF_VIDEOS else item
 
 
 # ---------------------------------------------------------------- conditions
