@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -23,7 +23,6 @@ from nvpstore.query.sample import Scoped, timing_rows
 from nvpstore.types import TaskRecord
 
 Key = tuple[str, int]  # (video_id, segment)
-T = TypeVar("T")
 
 CHUNK_SEGMENTS = 1024
 CHUNK_FRAMES = 1 << 18
@@ -58,6 +57,7 @@ class Details:
         self._bounds = _bounds(scoped.frames)
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
         self._lock = threading.Lock()
+        self.remembered: Any = None  # what others derived from all segments
         if len(self._bounds) == 2:
             self._chunk(0)
 

@@ -40,7 +40,14 @@ class Figures:
 
 
 def figures(scan: Scan) -> Figures:
-    """Figures of all segments of `scan`. Raises QueryError where they can no longer be read."""
+    """Figures of all segments of `scan`, read once. Raises QueryError where they can no longer be read."""
+    if scan.details.remembered is None:
+        scan.details.remembered = _read(scan)
+    found: Figures = scan.details.remembered
+    return found
+
+
+def _read(scan: Scan) -> Figures:
     chunk = scan.details.at_hand
     if chunk is not None:
         return _of_objects(scan, chunk)
