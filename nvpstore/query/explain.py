@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+
 from nvpstore.query.cost import Part, estimate, parts
 from nvpstore.query.measured import Measured
+from nvpstore.query.parse import PlanFormat
 from nvpstore.query.plan import Plan, Scan, top_of
 
 _LABEL_WIDTH = 8
@@ -28,15 +32,25 @@ def explain_text(plan: Plan, measured: Measured | None = None) -> str:
     return "\n".join(_tree("Query", branches))
 
 
+def plan_table(plan: Plan, plan_format: PlanFormat, measured: Measured | None = None) -> pa.Table:
+    """What EXPLAIN answers: the lines of the text, or one row with the plan as JSON. Column `plan`."""
+    if plan_format == "json":
+        document = json.dumps(explain_dict(plan, measured), allow_nan=False)
+        return pa.table({"plan": pa.array([document], pa.string())})
+    return pa.table({"plan": explain_text(plan, measured).splitlines()})
+
+
 def explain_dict(plan: Plan, measured: Measured | None = None) -> dict[str, Any]:
     """The plan as JSON values: `snapshot`, `scans`, `total` and, where it ran, `measured`."""
+    cost = estimate(plan)
     document: dict[str, Any] = {
         "snapshot": plan.snapshot_number,
         "frames_in_archive": plan.total_frames,
         "segments_in_archive": plan.total_segments,
         "scans": [_scan_dict(plan, scan) for scan in plan.scans],
         "skipped": [asdict(skip) for skip in plan.skipped],
-        "total": {**asdict(estimate(plan)), "bytes": estimate(plan).bytes},
+        "total": {**asdict(cost), "bytes": cost.bytes},
+        "stop_after": plan.stop_after,
         "sql": plan.sql,
     }
     if measured is not None:

@@ -32,12 +32,17 @@ __all__ = ["CATALOG_VIEWS", "FRAMES", "RELATION", "Params", "Query", "TaskTable"
 __all__ += ["binder_error", "parse", "visible_ctes"]
 
 Mode = Literal["rows", "explain", "analyze"]
+PlanFormat = Literal["text", "json"]
 
 # What it cannot parse is an error of ours, told once.
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
 _INCOMPLETE = re.compile(r"Required keyword: '\w+' missing for <class '[\w.]*?(\w+)'>")
-_EXPLAIN = re.compile(r"\s*explain(?P<analyze>\s+analyze)?\b", re.IGNORECASE)
+_EXPLAIN = re.compile(
+    r"\s*explain\b(?P<analyze>\s+analyze\b)?"
+    r"(?:\s*\((?P<options>\s*(?:analyze|format\b[^(),]*)(?:,[^(),]*)*)\))?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ class Query:
     tables: tuple[TaskTable, ...]
     given: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    plan_format: PlanFormat = "text"
 
     @property
     def sql(self) -> str:
@@ -110,13 +116,20 @@ def _parse(
     tables: Collection[str],
     views: Mapping[str, str],
 ) -> Query:
-    mode, body = _split_explain(sql)
+    mode, plan_format, body = _split_explain(sql)
     tree = bind(_checked_select(body), params, sql=body)
     tree = bind_now(expand_views(tree, views, _checked_select), datetime.now(UTC))
     given = frozenset(name.lower() for name in tables)
     nodes = enumerate(_task_nodes(tree, tasks, given, views))
     found = tuple(_replace(node, tasks, tree=tree, number=number) for number, node in nodes)
-    query = Query(mode=mode, tree=tree, tables=found, given=given, warnings=rank_warnings(tree, found))
+    query = Query(
+        mode=mode,
+        tree=tree,
+        tables=found,
+        given=given,
+        warnings=rank_warnings(tree, found),
+        plan_format=plan_format,
+    )
     check_extracted(query.sql)
     return query
 
@@ -130,13 +143,29 @@ def _checked_select(sql: str) -> exp.Query:
     return tree
 
 
-def _split_explain(sql: str) -> tuple[Mode, str]:
+def _split_explain(sql: str) -> tuple[Mode, PlanFormat, str]:
     match = _EXPLAIN.match(sql)
     if match is None:
-        return "rows", sql
+        return "rows", "text", sql
+    analyze, plan_format = _explain_options(match.group("options"))
     # Blanks keep every later line and column where the user sees them.
     blanks = re.sub(r"\S", " ", match.group(0))
-    return ("analyze" if match.group("analyze") else "explain"), blanks + sql[match.end() :]
+    mode: Mode = "analyze" if analyze or match.group("analyze") else "explain"
+    return mode, plan_format, blanks + sql[match.end() :]
+
+
+def _explain_options(text: str | None) -> tuple[bool, PlanFormat]:
+    """Whether `(analyze, format json)` asks for ANALYZE, and for which format."""
+    analyze, plan_format = False, "text"
+    for option in [] if text is None else text.lower().split(","):
+        words = option.split()
+        if words == ["analyze"]:
+            analyze = True
+        elif words in (["format", "json"], ["format", "text"]):
+            plan_format = words[1]
+        else:
+            raise QueryError(f"EXPLAIN ({option.strip()}): allowed are analyze, format text and format json")
+    return analyze, cast(PlanFormat, plan_format)
 
 
 def _single_select(sql: str) -> exp.Query:

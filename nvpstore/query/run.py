@@ -15,7 +15,7 @@ import pyarrow as pa
 from nvpstore.config import Settings
 from nvpstore.errors import NvpError, QueryError
 from nvpstore.query.early import enough_rows_of, is_plain
-from nvpstore.query.explain import explain_text
+from nvpstore.query.explain import plan_table
 from nvpstore.query.index import load_tasks
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
@@ -59,20 +59,20 @@ def execute(
     with _planned(
         sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
     ) as asked:
-        if asked.query.mode == "explain":
-            text = explain_text(asked.plan)
-            return Result(table=_text_table(text), plan=asked.plan, warnings=asked.query.warnings)
-        result = _run(asked, _operators(asked.plan, operators_factory), snapshot=snapshot, orders=order)
-    if asked.query.mode == "analyze":
-        text = explain_text(asked.plan, result.measured)
+        query, plan = asked.query, asked.plan
+        if query.mode == "explain":
+            return Result(table=plan_table(plan, query.plan_format), plan=plan, warnings=query.warnings)
+        result = _run(asked, _operators(plan, operators_factory), snapshot=snapshot, orders=order)
+        if query.mode != "analyze":
+            return result
+        # The figures of a large plan can only be read while its query runs.
         return Result(
-            table=_text_table(text),
-            plan=asked.plan,
+            table=plan_table(plan, query.plan_format, result.measured),
+            plan=plan,
             measured=result.measured,
             skipped=result.skipped,
-            warnings=asked.query.warnings,
+            warnings=query.warnings,
         )
-    return result
 
 
 def execute_stream(
@@ -248,7 +248,3 @@ def _deadline(con: duckdb.DuckDBPyConnection, stop: threading.Event, seconds: fl
     finally:
         done.set()
         watcher.join()
-
-
-def _text_table(text: str) -> pa.Table:
-    return pa.table({"plan": text.splitlines()})

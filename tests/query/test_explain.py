@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nvpstore.errors import QueryError
+from nvpstore.query import details
 from tests.query.archive_fixture import FixtureSnapshot, ask
 
 PLANS = sorted((Path(__file__).parent / "plans").glob("*.sql"))
@@ -45,3 +47,46 @@ def test_measured_bytes_are_the_estimated_ones(snapshot: FixtureSnapshot) -> Non
     total = result.explain_dict()["total"]
     assert result.measured is not None
     assert (result.measured.bytes, result.measured.frames) == (total["bytes"], total["frames"])
+
+
+@pytest.mark.parametrize("prefix", ["EXPLAIN (FORMAT json)", "explain ( format  JSON )"])
+def test_explain_as_json_is_one_row(snapshot: FixtureSnapshot, prefix: str) -> None:
+    sql = "SELECT label FROM labels WHERE video_id = repeat('a', 32) AND ts < 1"
+    result = ask(snapshot, f"{prefix} {sql}", operators=object())
+    ((text,),) = result.fetchall()
+    assert json.loads(text) == json.loads(json.dumps(ask(snapshot, f"EXPLAIN {sql}").explain_dict()))
+
+
+@pytest.mark.parametrize("prefix", ["EXPLAIN (ANALYZE, FORMAT json)", "EXPLAIN ANALYZE (format json)"])
+def test_analyze_as_json_says_what_it_took(snapshot: FixtureSnapshot, prefix: str) -> None:
+    ((text,),) = ask(snapshot, f"{prefix} SELECT label FROM labels WHERE ts < 1").fetchall()
+    document = json.loads(text)
+    assert document["measured"]["bytes"] == document["total"]["bytes"] == 23400
+
+
+def test_explain_of_a_query_in_parentheses_is_no_option(snapshot: FixtureSnapshot) -> None:
+    assert ask(snapshot, "EXPLAIN (SELECT name FROM videos)").fetchall()[0] == ("Query",)
+    assert ask(snapshot, "EXPLAIN (ANALYZE) SELECT name FROM videos").columns == ["plan"]
+
+
+@pytest.mark.parametrize("option", ["format xml", "format", "analyze, verbose"])
+def test_an_unknown_option_of_explain_names_those_there_are(snapshot: FixtureSnapshot, option: str) -> None:
+    with pytest.raises(QueryError, match="allowed are analyze, format text and format json"):
+        ask(snapshot, f"EXPLAIN ({option}) SELECT name FROM videos")
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_plans_too_large_to_be_at_hand_have_the_same_figures(
+    snapshot: FixtureSnapshot, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "CHUNK_SEGMENTS", 1)
+    test_the_plan_is_the_stored_one(snapshot, path)
+
+
+def test_figures_of_a_large_plan_are_read_while_its_query_runs(
+    snapshot: FixtureSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "CHUNK_SEGMENTS", 1)
+    assert "Total" in ask(snapshot, "EXPLAIN SELECT label FROM labels").explain()
+    with pytest.raises(QueryError, match="while its query runs"):
+        ask(snapshot, "SELECT label FROM labels").explain()
