@@ -112,6 +112,10 @@ def is_refused(function: str) -> bool:
     return function in REFUSED_FUNCTIONS or function.startswith(_REFUSED_PREFIXES)
 
 
+# `a LEFT JOIN b ON … AND b.x IS NULL WHERE b.y IS NULL` loses rows in DuckDB 2.0.0: it becomes an anti join
+# without the condition on b.x (duckdb issues 24540, 24623).
+_WRONG_OPTIMIZERS = ("outer_join_simplification",)
+
 _extracting = threading.Lock()
 
 
@@ -153,6 +157,7 @@ def lock_down(
     """
     folder = Path(tempfile.gettempdir()) / f"nvp-spill-{os.getpid()}" if temp_folder is None else temp_folder
     limits = {
+        "disabled_optimizers": quoted(",".join(_disabled(con))),
         "memory_limit": quoted(memory_limit),
         "threads": str(threads),
         "TimeZone": "'UTC'",  # a machine's own zone must not change rows
@@ -173,6 +178,11 @@ def lock_down(
         con.execute(";".join(f"SET {name} = {value}" for name, value in {**limits, **closed}.items()))
     except duckdb.Error as cause:
         raise QueryError(f"the query connection cannot be locked down: {cause}") from cause
+
+
+def _disabled(con: duckdb.DuckDBPyConnection) -> list[str]:
+    known = {name for (name,) in con.execute("SELECT name FROM duckdb_optimizers()").fetchall()}
+    return [name for name in _WRONG_OPTIMIZERS if name in known]  # a later DuckDB may have no such part
 
 
 def quoted(text: str) -> str:
