@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nvpstore.query.flights import Part
 from nvpstore.query.plan import Scan
 from nvpstore.query.read_ahead import Fetching
 from nvpstore.query.routes import Route
@@ -67,16 +66,8 @@ class Operators(Fetching, Protocol):
     def load(self, snapshot: Any, route: Route, scan: Scan) -> RouteHandle:
         """The route's adapter (`route.adapter`, None for pixel and source routes) and the task's tail."""
 
-    def decode(
-        self, handle: Any, frames: NDArray[np.int64], taps: tuple[str, ...], *, wide: bool
-    ) -> Mapping[str, Any]:
-        """Features of the video's `frames` [t] at each of `taps`, decoded once to the deepest.
-
-        `wide`: in whole lanes (`chunks.LANE_FRAMES`), the last one filled up with frames of no interest.
-        """
-
-    def gather(self, parts: Sequence[Part], taps: tuple[str, ...]) -> Mapping[str, Any]:
-        """The features of all `parts` at `taps` by ascending frame, as one decode would have given them."""
+    def decode(self, handle: Any, frames: NDArray[np.int64], taps: tuple[str, ...]) -> Mapping[str, Any]:
+        """Features of the video's `frames` [t] at each of `taps`, decoded once to the deepest."""
 
     def source(self, snapshot: Any, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, Any]:
         """`{"rgb": the original's pixels}` of `frames` [t], decoded from the source file."""

@@ -1,4 +1,4 @@
-"""Steps in flight: what a step's readers see of it, and decodes, which others may take frames from."""
+"""Steps in flight: what a step's readers see of it."""
 
 from __future__ import annotations
 
@@ -39,27 +39,21 @@ class Flight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A decode that a query needs: `frames` int64 [t] of one segment, ascending, at `taps`.
+    """A decode that a query needs: `frames` int64 [t] of one segment at `taps`.
 
-    `stages` are the segment's in decode order, `taps` too. `wide`: whether a frame is the same in whatever
-    batch it is decoded, so that it may be taken from any; else only from one of exactly these frames.
+    `stages` are the segment's in decode order, `taps` too.
     """
 
     handle: Any
     frames: NDArray[np.int64]
     taps: tuple[str, ...]
     stages: tuple[str, ...]
-    wide: bool
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Features of a decode of `all_frames`, and those of them that are wanted: `frames`, at `positions`."""
-
-    features: Any
-    all_frames: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    frames: NDArray[np.int64]
+    def with_taps_of(self, other: Ask) -> Ask:
+        """One decode for both, of the same frames: by the weights of the deeper one."""
+        deeper = max(self, other, key=lambda ask: ask.stages.index(ask.taps[-1]))
+        taps = {*self.taps, *other.taps}
+        return replace(deeper, taps=tuple(stage for stage in self.stages if stage in taps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,39 +64,26 @@ class Taken:
     made: bool
 
 
-class Piece(Flight):
-    """A decode of int64 frames [t], ascending, to `taps`. While it is idle it may be made deeper."""
+class Decoding(Flight):
+    """A decode. While it is idle it may be given more taps."""
 
-    def __init__(self, ask: Ask, frames: NDArray[np.int64]) -> None:
+    def __init__(self, ask: Ask) -> None:
         super().__init__()
-        self.frames, self.ask = frames, ask
+        self.ask = ask
 
     def serves(self, ask: Ask) -> bool:
-        """Whether this holds features of its frames that `ask` wants, bit for bit, or can yet."""
-        if self.ask.wide != ask.wide or self.state is State.FAILED:
-            return False
-        if not ask.wide and not np.array_equal(self.frames, ask.frames):
-            return False
-        if set(ask.taps) <= set(self.ask.taps):
-            return True
-        # Only where the other query needs all of it so deep: no frame is decoded deeper than anybody asked.
-        return self.state is State.IDLE and bool(np.isin(self.frames, ask.frames).all())
+        """Whether this gives the taps of `ask`, or can yet."""
+        if self.state in (State.IDLE, State.FAILED):
+            return self.state is State.IDLE
+        return _within(ask.taps, self.ask.taps)
 
-    def deepen(self, ask: Ask) -> None:
-        """Adds the taps of `ask`, whose handle is the deeper one then."""
-        if not set(ask.taps) <= set(self.ask.taps):
-            deeper = max(self.ask, ask, key=lambda one: one.stages.index(one.taps[-1]))
-            taps = tuple(stage for stage in ask.stages if stage in {*ask.taps, *self.ask.taps})
-            self.ask = replace(deeper, taps=taps)
+    def add(self, ask: Ask) -> None:
+        if not _within(ask.taps, self.ask.taps):
+            self.ask = self.ask.with_taps_of(ask)
 
-    def is_for(self, ask: Ask) -> bool:
-        """Whether this is what `ask` alone would decode."""
-        return self.ask.taps == ask.taps and np.array_equal(self.frames, ask.frames)
 
-    def part(self, frames: NDArray[np.int64]) -> Part:
-        """The features of `frames`, once decoded. Raises what the decode raised."""
-        positions = np.searchsorted(self.frames, frames)
-        return Part(features=self.result(), all_frames=self.frames, positions=positions, frames=frames)
+def _within(taps: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return set(taps) <= set(others)
 
 
 def weights_key(identity: Hashable, stage: str) -> Hashable:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nvpstore.query.chunks import batches, fitting_frames, lanes
+from nvpstore.query.chunks import batches, fitting_frames
 from nvpstore.query.contract import Batch, RouteHandle, SegmentHandle
-from nvpstore.query.flights import Ask, Part, weights_key
+from nvpstore.query.flights import Ask, weights_key
 from nvpstore.query.plan import Group, Step, deepest
 from nvpstore.query.routes import Route
 from nvpstore.query.rows import attach
@@ -254,31 +254,19 @@ class _Batch:
         return features
 
     def _decode(self) -> Mapping[str, Any]:
-        runner, group = self._work.runner, self._group
-        parts: list[Part] = []
-        for frames, wide in lanes(self.frames):
-            ask = Ask(
-                handle=self._work.handle,
-                frames=frames,
-                taps=group.taps,
-                stages=self._work.stages,
-                wide=wide,
-            )
-            some, made = runner.sharing.decode(
-                self._work.identity,
-                ask,
-                self._decode_now,
-                size=runner.operators.size_bytes,
-                check=runner.check,
-            )
-            parts += some
-            self.made += made
-        return runner.operators.gather(parts, group.taps)
+        work, runner = self._work, self._work.runner
+        ask = Ask(handle=work.handle, frames=self.frames, taps=self._group.taps, stages=work.stages)
+        taken = runner.sharing.decode(
+            work.identity, ask, self._decode_now, size=runner.operators.size_bytes, check=runner.check
+        )
+        self.made = len(self.frames) if taken.made else 0
+        features: Mapping[str, Any] = taken.value
+        return features
 
     def _decode_now(self, ask: Ask) -> Mapping[str, Any]:
         operators = self._work.runner.operators
         with self._work.runner.measured.timed("decode"):
-            return operators.decode(ask.handle, ask.frames, ask.taps, wide=ask.wide)
+            return operators.decode(ask.handle, ask.frames, ask.taps)
 
 
 def _route_key(route: Route) -> tuple[Hashable, ...]:

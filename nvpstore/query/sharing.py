@@ -10,10 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nvpstore.query.flights import Ask, Flight, Part, Piece, State, Taken
+from nvpstore.query.flights import Ask, Decoding, Flight, State, Taken
 from nvpstore.query.scheduler import POLL_SECONDS, SCHEDULER, Cancelled, Check, Scheduler
 from nvpstore.query.shelves import Shelf, Shelves
 
@@ -27,7 +24,7 @@ class Sharing:
         self.scheduler = scheduler
         self._shelves = Shelves(limit_bytes)
         self._flights: dict[Hashable, Flight] = {}
-        self._pieces: dict[Hashable, list[Piece]] = {}
+        self._decodings: dict[Hashable, list[Decoding]] = {}
         scheduler.add(self)
 
     @property
@@ -120,92 +117,85 @@ class Sharing:
 
     def decode(
         self,
-        key: Hashable,
+        identity: Hashable,
         ask: Ask,
         work: Callable[[Ask], Any],
         *,
         size: Callable[[Any], int],
         check: Check,
-    ) -> tuple[list[Part], int]:
-        """Features of `ask.frames` of the segment `key` in parts, and how many frames were decoded here.
+    ) -> Taken:
+        """Features of exactly these frames of a segment, at the taps asked for or more.
 
-        Frames that another query decodes, or has decoded, at these taps are its own; so are those that it
-        is about to decode less deep: that becomes a tap of this one.
+        Another query's decode of them serves if it is deep enough; one that has not begun yet becomes deep
+        enough, and is a tap of this one then.
         """
+        key = (identity, ask.frames.tobytes())
         with self.scheduler.changed:
-            chosen = self._cover(key, ask)
-            for piece, _ in chosen:
-                piece.readers += 1
+            decoding = self._join(key, ask)
+            decoding.readers += 1
         try:
-            made = [self._land(key, piece, work, size, check) for piece, _ in chosen]
+            made = self._land(key, decoding, work, size, check)
         finally:
             with self.scheduler.changed:
-                for piece, _ in chosen:
-                    piece.readers -= 1
-                    if not piece.readers and piece.state is State.IDLE:
-                        self._remove(key, piece)
-        if any(piece.error is not None and not piece.is_for(ask) for piece, _ in chosen):
-            # It failed for what others asked of it, deeper or on other frames.
+                decoding.readers -= 1
+                if not decoding.readers and decoding.state is State.IDLE:
+                    self._remove(key, decoding)
+        if decoding.error is not None and decoding.ask.taps != ask.taps:
+            # What failed may lie deeper than this query reads.
             with self.scheduler.device(check):
-                everything = np.arange(len(ask.frames))
-                alone = Part(
-                    features=work(ask), all_frames=ask.frames, positions=everything, frames=ask.frames
-                )
-            return [alone], len(ask.frames)
-        return [piece.part(frames) for piece, frames in chosen], sum(made)
+                return Taken(value=work(ask), made=True)
+        return Taken(value=decoding.result(), made=made)
 
-    def _cover(self, key: Hashable, ask: Ask) -> list[tuple[Piece, NDArray[np.int64]]]:
-        """Pieces and the frames to take from each, all of `ask.frames` together; the new piece comes last."""
-        chosen: list[tuple[Piece, NDArray[np.int64]]] = []
-        left = ask.frames
-        pieces = self._pieces.setdefault(key, [])
-        for piece in [piece for piece in pieces if piece.serves(ask)]:
-            inside = np.isin(left, piece.frames, assume_unique=True)
-            if inside.any():
-                chosen.append((piece, left[inside]))
-                left = left[~inside]
-                piece.deepen(ask)
-                self._shelves.get(piece)
-        if len(left):
-            pieces.append(Piece(ask, left))
-            chosen.append((pieces[-1], left))
-        return chosen
+    def _join(self, key: Hashable, ask: Ask) -> Decoding:
+        """The decode in flight, or in memory, that serves `ask`; else a new one."""
+        decodings = self._decodings.setdefault(key, [])
+        for decoding in decodings:
+            if decoding.serves(ask):
+                decoding.add(ask)
+                self._shelves.get(decoding)
+                return decoding
+        decodings.append(Decoding(ask))
+        return decodings[-1]
 
     def _land(
         self,
         key: Hashable,
-        piece: Piece,
+        decoding: Decoding,
         work: Callable[[Ask], Any],
         size: Callable[[Any], int],
         check: Check,
-    ) -> int:
-        """Waits for `piece`, or decodes it as soon as the device is free; how many frames that were."""
-        if not self._lead(piece, check, device=True):
-            return 0
-        ask = replace(piece.ask, frames=piece.frames)
+    ) -> bool:
+        """Waits for `decoding`, or carries it out as soon as the device is free; whether it did that."""
+        if not self._lead(decoding, check, device=True):
+            return False
+        ask = decoding.ask
         try:
-            value = self._carry_out(piece, lambda: work(ask))
+            value = self._carry_out(decoding, lambda: work(ask))
         except Exception:
             with self.scheduler.changed:
-                self._remove(key, piece)
-            return 0  # every reader finds the error at the piece
+                self._remove(key, decoding)
+            return False  # every reader finds the error there
         finally:
             self.scheduler.free_device()
         with self.scheduler.changed:
-            self._remove(key, piece)
-            piece.ask = replace(ask, handle=None)  # its weights are kept for themselves
+            self._remove(key, decoding)
+            decoding.ask = replace(ask, handle=None)  # its weights are kept for themselves
             if self.scheduler.crowded:
-                self._pieces.setdefault(key, []).append(piece)
+                self._decodings.setdefault(key, []).append(decoding)
                 self._keep(
-                    piece, value, shelf=Shelf.FEATURES, size=size, dropped=lambda: self._remove(key, piece)
+                    decoding,
+                    value,
+                    shelf=Shelf.FEATURES,
+                    size=size,
+                    dropped=lambda: self._remove(key, decoding),
                 )
-        return len(piece.frames)
+        return True
 
-    def _remove(self, key: Hashable, piece: Piece) -> None:
-        pieces = [other for other in self._pieces.get(key, []) if other is not piece]
-        self._pieces[key] = pieces
-        if not pieces:
-            del self._pieces[key]
+    def _remove(self, key: Hashable, decoding: Decoding) -> None:
+        left = [other for other in self._decodings.get(key, []) if other is not decoding]
+        self._decodings[key] = left
+        if not left:
+            del self._decodings[key]
 
     # ------------------------------------------------------------ flights
 

@@ -282,20 +282,12 @@ class CountingOperators:
         self.ahead.append(held)
         return held
 
-    def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...], *, wide: bool) -> dict[str, Any]:
+    def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...]) -> dict[str, Any]:
         assert STAGES.index(taps[-1]) <= STAGES.index(handle.stage), "decoded deeper than was fetched"
         self.decoded.update((handle.video_id, int(frame)) for frame in frames)
         self.deepest.append(taps)
         self.batches.append(len(frames))
         return {tap: np.asarray(frames) for tap in taps}
-
-    def gather(self, parts: Any, taps: tuple[str, ...]) -> dict[str, Any]:
-        if len(parts) == 1 and len(parts[0].positions) == len(parts[0].all_frames):
-            return {tap: parts[0].features[tap] for tap in taps}
-        return {
-            tap: np.sort(np.concatenate([part.features[tap][part.positions] for part in parts]))
-            for tap in taps
-        }
 
     def size_bytes(self, value: Any) -> int:
         return 1000

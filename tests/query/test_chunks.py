@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvpstore.query.chunks import LANE_FRAMES, batches, fitting_frames, lanes
+from nvpstore.query.chunks import batches, fitting_frames
 
 FRAMES = st.sets(st.integers(0, 300), max_size=200).map(sorted)
 
@@ -31,16 +31,6 @@ def test_scattered_frames_are_gathered() -> None:
     assert [len(part) for part in batches(asked, start=0, batch_frames=32)] == [32, 22]
 
 
-@given(st.integers(0, 40))
-def test_lanes_waste_less_than_they_hold(count: int) -> None:
-    parts = lanes(np.arange(count))
-    assert sum(len(part) for part, _ in parts) == count
-    for part, wide in parts:
-        filled = -(-len(part) // LANE_FRAMES) * LANE_FRAMES
-        assert filled <= 1.6 * len(part) if wide else len(part) < 5
-
-
-def test_as_many_frames_as_fit_in_whole_lanes() -> None:
-    fits = [fitting_frames(32, frame_bytes=10, room_bytes=room) for room in (10**6, 319, 85, 79, 30, 0)]
-    assert fits == [32, 24, 8, 7, 3, 1]
-    assert fitting_frames(4, frame_bytes=10, room_bytes=10**6) == 4
+def test_as_many_frames_as_fit() -> None:
+    fits = [fitting_frames(32, frame_bytes=10, room_bytes=room) for room in (10**6, 319, 30, 0)]
+    assert fits == [32, 31, 3, 1]

@@ -42,16 +42,12 @@ class Heavy(CountingOperators):
             return sum(part.nbytes for part in value.values())
         return getattr(value, 'nbytes', 1000)
 
-    def decode(self, handle, frames, taps, *, wide):
+    def decode(self, handle, frames, taps):
         self.decoded.update((handle.video_id, int(frame)) for frame in frames)
         Heavy.passed += len(frames) * FRAME
         features = np.ones((len(frames), FRAME // 8))
         features[:, 0] = frames
         return {taps[-1]: features}
-
-    def gather(self, parts, taps):
-        assert len(parts) == 1
-        return parts[0].features
 
     def rows(self, scan, outputs, batch):
         assert outputs[:, 0].astype(int).tolist() == batch.frames.tolist()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,46 @@ def assert_same(found: Answers, expected: Answers, *, tolerance: float = 1e-5) -
         assert ranked[0][0] == expected[frame][0][0]
         scores = [score for _, score in expected[frame]]
         assert [score for _, score in ranked] == pytest.approx(scores, abs=tolerance)
+
+
+class TestSharing:
+    """Nothing of what is shared changes a single bit: the same batches are decoded."""
+
+    SQL = (
+        "SELECT l.frame, l.rank, l.label, l.score, hash(f.image) AS picture"
+        " FROM labels l JOIN frames f USING (video_id, frame) WHERE {} ORDER BY l.frame, l.rank"
+    )
+    PREDICATES = (
+        *("l.rank = 1", "l.score > 0.01", "l.frame < 17", "l.ts > 0.3"),
+        *("l.label LIKE 'm%'", "l.frame BETWEEN 5 AND 33", "l.rank < 3", "f.width > 0"),
+    )
+
+    def fresh(self, micro: Micro) -> TorchOperators:
+        return TorchOperators(micro.archive.store, threads=2)
+
+    def ask(self, micro: Micro, operators: TorchOperators, predicate: str) -> list[tuple[Any, ...]]:
+        return execute(
+            self.SQL.format(predicate),
+            snapshot=micro.archive.catalog.snapshot(),
+            operators_factory=lambda: operators,
+            settings=micro.archive.settings,
+        ).fetchall()
+
+    def test_queries_at_once_give_the_rows_of_queries_alone(self, micro: Micro) -> None:
+        shared = self.fresh(micro)
+        with ThreadPoolExecutor(len(self.PREDICATES)) as pool:
+            together = list(pool.map(partial(self.ask, micro, shared), self.PREDICATES))
+        for predicate, found in zip(self.PREDICATES, together, strict=True):
+            assert found == self.ask(micro, self.fresh(micro), predicate)
+
+    def test_sizes_are_those_in_memory(self, micro: Micro) -> None:
+        operators, snapshot = self.fresh(micro), micro.archive.catalog.snapshot()
+        handle = operators.fetch(snapshot, micro.video_id, 0, "2")
+        features: Any = operators.decode(handle, np.arange(8), ("1", "2"))
+        assert operators.size_bytes(features) == 4 * (features["1"].numel() + features["2"].numel())
+        assert operators.size_bytes(features) <= 8 * operators.frame_bytes(handle, ("1", "2"))
+        weights = sum(value.numel() for value in handle.decoder.parameters())
+        assert operators.size_bytes(handle) == 4 * (weights + handle.latents.numel())
 
 
 class TestBytes:

@@ -134,10 +134,10 @@ class TestQueries:
         cancel = threading.Event()
 
         class Cancelling(Together):
-            def decode(self, handle: Any, frames: Any, taps: tuple[str, ...], *, wide: bool) -> Any:
+            def decode(self, handle: Any, frames: Any, taps: tuple[str, ...]) -> Any:
                 if self.decoded.total() > 40:
                     cancel.set()
-                return super().decode(handle, frames, taps, wide=wide)
+                return super().decode(handle, frames, taps)
 
         operators = Cancelling(3)
         sql = "SELECT * FROM labels"
@@ -262,13 +262,8 @@ class TestDecode:
         sharing = Sharing(scheduler=scheduler)
 
         def decode(ask: Ask) -> Any:
-            parts, made = sharing.decode("segment", ask, decoder, size=lambda _: 1, check=never)
-            found = {
-                int(frame): {stage: part.features[stage][at] for stage in ask.taps}
-                for part in parts
-                for frame, at in zip(part.frames, part.positions, strict=True)
-            }
-            return found, made
+            taken = sharing.decode("segment", ask, decoder, size=lambda _: 1, check=never)
+            return {stage: taken.value[stage] for stage in ask.taps}, taken.made
 
         with ThreadPoolExecutor(len(asks)) as pool:
             with scheduler.device(never):
@@ -277,17 +272,18 @@ class TestDecode:
                     futures.append(pool.submit(decode, one))
                     until(partial(self.waiting, sharing, number))
             results = [future.exception() or future.result() for future in futures]
-        assert not sharing._pieces
+        assert not sharing._decodings
         return results
 
     def waiting(self, sharing: Sharing, readers: int) -> bool:
-        return sum(piece.readers for pieces in sharing._pieces.values() for piece in pieces) >= readers
+        found = (decoding for decodings in sharing._decodings.values() for decoding in decodings)
+        return sum(decoding.readers for decoding in found) >= readers
 
-    def ask(self, frames: range, *taps: str, wide: bool = True) -> Ask:
-        return Ask(handle=f"to {taps[-1]}", frames=np.array(frames), taps=taps, stages=STAGES, wide=wide)
+    def ask(self, frames: range, *taps: str) -> Ask:
+        return Ask(handle=f"to {taps[-1]}", frames=np.array(frames), taps=taps, stages=STAGES)
 
-    def expected(self, ask: Ask) -> dict[int, dict[str, Any]]:
-        return {frame: {stage: (stage, frame) for stage in ask.taps} for frame in ask.frames.tolist()}
+    def expected(self, ask: Ask) -> dict[str, Any]:
+        return {stage: [(stage, frame) for frame in ask.frames.tolist()] for stage in ask.taps}
 
     @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
     def test_the_shallower_one_is_a_tap_of_the_deeper_one(self, order: tuple[int, int]) -> None:
@@ -296,26 +292,14 @@ class TestDecode:
         results = self.run([asks[i] for i in order], decoder)
         assert [found for found, _ in results] == [self.expected(asks[i]) for i in order]
         assert decoder.asked == [(list(range(8)), ("0", "1", "3"), "to 3")]
+        assert sum(made for _, made in results) == 1
 
-    def test_overlapping_frames_are_decoded_once(self) -> None:
-        asks = [self.ask(range(0, 20), "2"), self.ask(range(10, 30), "2"), self.ask(range(5, 12), "2")]
+    def test_only_the_same_frames_are_one_decode(self) -> None:
+        asks = [self.ask(range(8), "1"), self.ask(range(7), "1"), self.ask(range(8), "1")]
         decoder = Decoder()
         results = self.run(asks, decoder)
-        assert [found for found, _ in results] == [self.expected(one) for one in asks]
-        assert sorted(frame for frames, *_ in decoder.asked for frame in frames) == list(range(30))
-        assert sum(made for _, made in results) == 30
-
-    def test_frames_of_others_are_not_decoded_deeper(self) -> None:
-        asks = [self.ask(range(0, 20), "1"), self.ask(range(10, 18), "3")]
-        decoder = Decoder()
-        self.run(asks, decoder)
-        assert sorted((len(frames), taps) for frames, taps, _ in decoder.asked) == [(8, ("3",)), (20, ("1",))]
-
-    def test_batches_that_hang_on_their_size_are_shared_as_a_whole_only(self) -> None:
-        asks = [self.ask(range(3), "1", wide=False), self.ask(range(2), "1", wide=False)]
-        decoder = Decoder()
-        self.run([*asks, asks[0], self.ask(range(16), "1")], decoder)
-        assert sorted(len(frames) for frames, *_ in decoder.asked) == [2, 3, 16]
+        assert [found for found, _ in results] == [self.expected(ask) for ask in asks]
+        assert sorted(len(frames) for frames, *_ in decoder.asked) == [7, 8]
 
     def test_what_fails_deeper_does_not_fail_the_shallower_one(self) -> None:
         asks = [self.ask(range(8), "1"), self.ask(range(8), "1", "3")]

@@ -173,18 +173,17 @@ def test_cancelling_stops_between_batches(snapshot: FixtureSnapshot) -> None:
 
 
 def test_features_are_dropped_after_their_last_reader(snapshot: FixtureSnapshot) -> None:
-    alive: list[tuple[int, weakref.ref[Any]]] = []
+    alive: list[weakref.ref[Any]] = []
 
     class Features(dict[str, Any]):
         pass
 
     class Watching(CountingOperators):
-        def decode(self, handle: Any, frames: Any, taps: tuple[str, ...], *, wide: bool) -> Any:
+        def decode(self, handle: Any, frames: Any, taps: tuple[str, ...]) -> Any:
             gc.collect()
-            # Of the same batch at most: its whole lanes, while the rest is decoded.
-            assert all(frames[0] - 16 < first <= frames[0] for first, ref in alive if ref() is not None)
-            features = Features(super().decode(handle, frames, taps, wide=wide))
-            alive.append((int(frames[0]), weakref.ref(features)))
+            assert sum(ref() is not None for ref in alive) == 0
+            features = Features(super().decode(handle, frames, taps))
+            alive.append(weakref.ref(features))
             return features
 
     ask(snapshot, "SELECT label FROM labels", Watching(), batch_frames=16)
@@ -217,10 +216,10 @@ class TestReadAhead:
         most = 0
 
         class Watching(CountingOperators):
-            def decode(self, handle: Any, frames: Any, taps: tuple[str, ...], *, wide: bool) -> Any:
+            def decode(self, handle: Any, frames: Any, taps: tuple[str, ...]) -> Any:
                 nonlocal most
                 most = max(most, sum(held.segment is not None and not held.dropped for held in self.ahead))
-                return super().decode(handle, frames, taps, wide=wide)
+                return super().decode(handle, frames, taps)
 
         ask(snapshot, "SELECT label FROM labels", Watching())
         assert most == 1 + 4

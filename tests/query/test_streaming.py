@@ -139,7 +139,7 @@ class TestEnough:
         assert all(held.dropped for held in operators.ahead)
 
     def test_an_error_in_the_rows_is_the_query_s(self, snapshot: FixtureSnapshot) -> None:
-        with pytest.raises(QueryError, match="cat|dog|car|bike|tree|person|boat|bird"):
+        with pytest.raises(QueryError, match=r"cat|dog|car|bike|tree|person|boat|bird"):
             ask(snapshot, "SELECT label::INT FROM labels WHERE label::INT > 3 LIMIT 2")
 
 

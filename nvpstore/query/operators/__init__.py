@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,7 @@ from nvpstore.adapters.stored import load_adapter
 from nvpstore.codec.artifact import load_decoder, load_latents
 from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
-from nvpstore.query.chunks import LANE_FRAMES
-from nvpstore.query.flights import Part, weights_key
+from nvpstore.query.flights import weights_key
 from nvpstore.query.operators.pixels import DecodedPixels, Pixels, SourcePixels, image_rows
 from nvpstore.query.read_ahead import ahead
 from nvpstore.query.remembered import Remembered
@@ -33,7 +33,7 @@ from nvpstore.storage.ranges import Prefetched, RangeReader, RangesRead, Traffic
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
-from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan
+from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan, TaskRecord
 from nvpstore.video.source import probe, read_frames
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class LoadedRoute:
     adapter: MicroAdapter | None
     route_bytes: int
     traffic: Traffic
+
+
+_TRACING = threading.Lock()  # a model is traced when it is loaded, which patches torch for all threads
 
 
 class TorchOperators:
@@ -121,7 +124,7 @@ class TorchOperators:
     def load(self, snapshot: Snapshot, route: Route, scan: Scan) -> LoadedRoute:
         """The adapter by one request, if it was not begun before; the backbone is built once a process."""
         assert scan.task is not None, "frames have no route to load"
-        task = load(TaskSpec.from_json(scan.task.spec), self.device)
+        task = self._task(scan.task)
         if route.adapter is None:
             return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0, traffic=Traffic())
         at = route.adapter
@@ -152,36 +155,15 @@ class TorchOperators:
 
     @torch.inference_mode()
     def decode(
-        self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...], *, wide: bool = False
+        self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...]
     ) -> Mapping[str, object]:
         """Stage features [t, c, h, w]; for `rgb`, Pixels."""
-        positions = frames - handle.record.start_frame
-        if wide:
-            positions = np.pad(positions, (0, -len(positions) % LANE_FRAMES), mode="edge")
-        latents = handle.latents[torch.from_numpy(positions).to(self.device)]
-        decoded = handle.decoder.taps(latents, taps)
-        features: dict[str, object] = {stage: x[: len(frames)] for stage, x in decoded.items()}
+        positions = torch.from_numpy(frames - handle.record.start_frame).to(self.device)
+        features: dict[str, object] = dict(handle.decoder.taps(handle.latents[positions], taps))
         if isinstance(rgb := features.get(RGB_STAGE), Tensor):
             features[RGB_STAGE] = DecodedPixels(
                 rgb=rgb, arch=handle.arch, height=handle.height, width=handle.width
             )
-        return features
-
-    @torch.inference_mode()
-    def gather(self, parts: Sequence[Part], taps: tuple[str, ...]) -> Mapping[str, object]:
-        """Stage features and Pixels of several decodes, by frame."""
-        if len(parts) == 1 and len(parts[0].positions) == len(parts[0].all_frames):
-            return {stage: parts[0].features[stage] for stage in taps}
-        order = torch.from_numpy(np.argsort(np.concatenate([part.frames for part in parts])))
-        wanted = [torch.from_numpy(part.positions) for part in parts]
-        features: dict[str, object] = {}
-        for stage in taps:
-            values = [part.features[stage] for part in parts]
-            first = values[0]
-            tensors = [v.rgb if isinstance(v, DecodedPixels) else v for v in values]
-            picked = [x[at.to(x.device)] for x, at in zip(tensors, wanted, strict=True)]
-            joined = _like(torch.cat(picked)[order.to(self.device)], tensors[0])
-            features[stage] = replace(first, rgb=joined) if isinstance(first, DecodedPixels) else joined
         return features
 
     def size_bytes(self, value: object) -> int:
@@ -239,7 +221,7 @@ class TorchOperators:
             assert not isinstance(outputs, Tensor), "frames are made of pixels"
             return image_rows(outputs.for_people(), batch, scan.options.image_format)
         assert isinstance(outputs, Tensor), "tasks answer with a tensor"
-        head = load(TaskSpec.from_json(scan.task.spec), self.device).head
+        head = self._task(scan.task).head
         positions, table = head.rows(outputs.cpu(), top=scan.options.top)
         return table.add_column(0, "frame", pa.array(batch.frames[positions]))
 
@@ -291,15 +273,12 @@ class TorchOperators:
         pts = np.concatenate([segment.pts for segment in snapshot.segments(video_id)])
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
 
+    def _task(self, record: TaskRecord) -> LoadedTask:
+        with _TRACING:
+            return load(TaskSpec.from_json(record.spec), self.device)
+
     def _read(self, wanted: Sequence[ByteRange], snapshot: Snapshot) -> RangesRead:
         return self._ranges.read_counted(wanted, as_of=snapshot.number)
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """`x` in the memory layout of `other`: what runs on it next then takes the same code."""
-    if other.is_contiguous(memory_format=torch.channels_last):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous()
 
 
 def _parameter_bytes(module: nn.Module) -> int:
