@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import duckdb
+import pandas
+import polars
 import pyarrow as pa
 import pytest
 
@@ -33,8 +35,11 @@ def test_whatever_speaks_arrow_is_a_table(snapshot: FixtureSnapshot, value: Any)
 
 
 def test_a_pandas_frame_is_a_table() -> None:
-    pandas = pytest.importorskip("pandas")
     assert given_tables({"watch": pandas.DataFrame({"a": [1]})})["watch"].to_pylist() == [{"a": 1}]
+
+
+def test_a_polars_frame_is_a_table() -> None:
+    assert given_tables({"watch": polars.DataFrame({"a": [1]})})["watch"].to_pylist() == [{"a": 1}]
 
 
 def test_a_reader_can_be_read_twice_in_one_query(snapshot: FixtureSnapshot) -> None:
