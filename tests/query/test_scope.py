@@ -94,6 +94,30 @@ def test_equal_frames_of_two_tables_share_their_conditions(snapshot: FixtureSnap
     check(snapshot, sql, 7, 7)
 
 
+def test_equal_columns_are_no_condition(snapshot: FixtureSnapshot) -> None:
+    sql = "SELECT f.image, l.label FROM frames f JOIN labels l USING (video_id, segment, frame, ts)"
+    plan = plan_of(snapshot, sql)
+    assert all((scan.scoped.mask_at < 0).all() for scan in plan.scans)
+    check(snapshot, sql, ALL_FRAMES, ALL_FRAMES)
+
+
+def test_equal_wall_times_exclude_videos_without(snapshot: FixtureSnapshot) -> None:
+    sql = "SELECT a.frame FROM labels a JOIN labels b USING (video_id, frame, wall_ts) WHERE a.rank = 1"
+    check(snapshot, sql, 140, 140)
+
+
+@pytest.mark.parametrize(
+    ("where", "enumerated"),
+    [("ts > 1", 3), ("ts >= 0", 3), ("frame < 50", 2), ("ts BETWEEN 0.5 AND 3", 4), ("frame % 2 = 0", 7)],
+)
+def test_frames_are_looked_at_only_where_bounds_do_not_decide(
+    snapshot: FixtureSnapshot, where: str, enumerated: int
+) -> None:
+    (scan,) = plan_of(snapshot, f"SELECT label FROM labels WHERE {where}").scans
+    assert int((scan.scoped.mask_at >= 0).sum()) <= enumerated
+    check(snapshot, f"SELECT frame, label FROM labels WHERE {where}", scan.frames)
+
+
 def test_a_condition_on_one_table_stays_there(snapshot: FixtureSnapshot) -> None:
     sql = "SELECT a.label FROM labels a JOIN labels b ON a.label = b.label WHERE a.frame = 1 AND b.frame = 2"
     check(snapshot, sql, 3, 3)
@@ -226,6 +250,68 @@ def test_not_into_a_cte_read_twice(snapshot: FixtureSnapshot) -> None:
     sql = (
         "WITH l AS (SELECT * FROM labels WHERE rank = 1) SELECT a.frame, (SELECT count(*) FROM l) FROM l a"
         " WHERE a.frame < 3"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
+def test_not_into_a_cte_read_twice_with_different_conditions(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "WITH l AS (SELECT video_id, frame, rank, label FROM labels)"
+        " SELECT a.frame, b.frame FROM l a JOIN l b ON a.video_id = b.video_id AND a.label = b.label AND a.rank = b.rank"
+        " WHERE a.frame < 3 AND b.frame BETWEEN 40 AND 42"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
+def test_not_from_one_reader_of_a_cte_to_another_that_has_none(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "WITH l AS (SELECT frame FROM labels WHERE rank = 1) SELECT count(*) FROM l WHERE frame < 3"
+        " UNION ALL SELECT count(*) FROM l"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
+def test_not_the_outer_condition_into_an_exists_of_other_frames(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT a.frame FROM labels a WHERE a.segment = 1 AND a.rank = 1 AND EXISTS (SELECT 1 FROM labels b"
+        " WHERE b.video_id = a.video_id AND b.label = a.label AND b.rank = 1 AND b.segment <> a.segment)"
+    )
+    check(snapshot, sql, 59, ALL_FRAMES)
+
+
+def test_not_the_condition_of_not_in(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT frame FROM labels WHERE frame < 3 AND frame NOT IN"
+        " (SELECT frame - 50 FROM labels WHERE label = 'cat')"
+    )
+    check(snapshot, sql, 9, ALL_FRAMES)
+
+
+def test_not_below_qualify_of_the_same_select(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT video_id, frame, rank, lag(frame) OVER w AS before FROM labels"
+        " WINDOW w AS (PARTITION BY video_id, rank ORDER BY frame) QUALIFY before = 3"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
+def test_not_through_an_offset(snapshot: FixtureSnapshot) -> None:
+    later = "SELECT frame FROM labels ORDER BY video_id, frame, rank OFFSET 20"
+    check(snapshot, f"SELECT frame FROM ({later}) WHERE frame < 6", ALL_FRAMES)
+
+
+def test_not_into_a_lateral_join(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT v.name, n.n FROM videos v, LATERAL (SELECT count(*) AS n FROM labels l"
+        " WHERE l.video_id = v.video_id) n WHERE v.name = '7'"
+    )
+    check(snapshot, sql, ALL_FRAMES)
+
+
+def test_not_into_a_grouping_set(snapshot: FixtureSnapshot) -> None:
+    sql = (
+        "SELECT * FROM (SELECT segment, count(*) AS n FROM labels GROUP BY ROLLUP (segment))"
+        " WHERE segment = 1 OR segment IS NULL"
     )
     check(snapshot, sql, ALL_FRAMES)
 
