@@ -31,17 +31,20 @@ def write_clips(folder: Path, count: int, *, frames: int = FRAMES) -> list[Path]
     return paths
 
 
-def settings(cache: Path, *, cache_limit: str = "1GB") -> Settings:
-    """One thread, so that a process can be forked; an environment of its own."""
-    return load_settings({"NVP_CACHE": str(cache), "NVP_CACHE_LIMIT": cache_limit, "NVP_THREADS": "1"})
+def settings(cache: Path, *, answers: str = "off") -> Settings:
+    """One thread, so that a process can be forked; an environment of its own.
+
+    By default queries compute what they answer, and keep nothing of it.
+    """
+    return load_settings({"NVP_CACHE": str(cache), "NVP_THREADS": "1", "NVP_ANSWERS": answers})
 
 
 def create(root: str, cache: Path, *, grace_seconds: int) -> Archive:
     return Archive.create(root, settings=settings(cache), grace_seconds=grace_seconds)
 
 
-def opened(root: str, cache: Path) -> Archive:
-    return nvpstore.open(root, settings=settings(cache))
+def opened(root: str, cache: Path, *, answers: str = "off") -> Archive:
+    return nvpstore.open(root, settings=settings(cache, answers=answers))
 
 
 def opened_if_there(root: str, cache: Path) -> Archive | None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak kill`: 200 times kill -9 within ingest, refit, tag, gc, rm and copy.
+"""`python -m benchmarks.soak kill`: 200 times kill -9 within ingest, refit, query, tag, gc, rm and copy.
 
 First each operation runs undisturbed, which shows its phases and how long they take. Then every phase has its
 turn: a process does the operation, and the kernel kills it at a random moment of that phase (or of the whole
@@ -38,7 +38,7 @@ KILLS = 200
 S3_SHARE = 0.2  # of the kills, where there is a server
 GRACE_SECONDS = 8
 CLIPS = 3
-OPERATIONS = ("ingest", "refit", "tag", "copy", "gc", "rm")  # in this order each finds what it needs
+OPERATIONS = ("ingest", "query", "refit", "tag", "copy", "gc", "rm")  # in this order each finds what it needs
 BUCKET = "kill"
 WORKERS, MANY_KILLS = 2, 40  # series side by side
 MOST_BROKEN = 20
@@ -233,10 +233,10 @@ class Series:
         absent = [path for path in self._clips if path not in stored]
         if name == "ingest" and not absent:
             absent = [self._erased(self._rng.choice(stored))]
-        if name not in ("ingest", "gc", "copy") and not stored:
+        if name not in ("ingest", "gc") and not stored:
             stored = [self._stored(absent[0])]
         work = Work(name=name, word=f"word-{next(self._numbers)}")
-        if name == "gc":
+        if name in ("gc", "query"):
             return work
         if name == "copy":
             return replace(work, target=f"{self._base}/copy-{next(self._numbers)}")

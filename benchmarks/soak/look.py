@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+import nvpstore
 from nvpstore.archive import Archive
 from nvpstore.storage.log import Log
 
 Row = tuple[int, int, str, float]  # frame, rank, label, score
 
 _SCORE_TOLERANCE = 1e-3  # other batches round otherwise
-_ROWS = "SELECT video_id, frame, rank, label, score FROM labels(route := 'adapter', top := 2) ORDER BY ALL"
+QUESTION = "SELECT video_id, frame, rank, label, score FROM labels(route := 'adapter', top := 2) ORDER BY ALL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ def look(archive: Archive) -> Seen:
     broken += committed_twice(archive.log)
     videos = {}
     rows = _rows_by_video(archive)
+    broken += _wrongly_kept(archive, rows)
     for video in archive.videos():
         video_id, frames = video["video_id"], video["frames"]
         own = rows.pop(video_id, ())
@@ -96,10 +98,19 @@ def digest(picture: NDArray[np.uint8]) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
+def _wrongly_kept(archive: Archive, rows: dict[str, list[Row]]) -> Iterator[str]:
+    """Where answers are kept, they must be what is answered without them."""
+    if archive.store.list("results/"):
+        reading = nvpstore.open(archive.store.root, settings=replace(archive.settings, answers="read"))
+        for video_id, kept in _rows_by_video(reading).items():
+            if not same_rows(tuple(kept), tuple(rows.get(video_id, ()))):
+                yield f"the kept answers for video {video_id} are others than those computed now"
+
+
 def _rows_by_video(archive: Archive) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     if not any(task["name"] == "labels" for task in archive.tasks()):
         return rows
-    for video_id, *row in archive.sql(_ROWS).fetchall():
+    for video_id, *row in archive.sql(QUESTION).fetchall():
         rows.setdefault(video_id, []).append(tuple(row))
     return rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nvpstore
-from benchmarks.soak.look import Seen, SeenVideo
+from benchmarks.soak.look import QUESTION, Seen, SeenVideo
 from nvpstore.archive import Archive
 from nvpstore.errors import StoreError
 
@@ -64,6 +64,12 @@ def _rm(archive: Archive, work: Work) -> None:
     archive.erase(work.video_id)
 
 
+def _query(archive: Archive, work: Work) -> None:
+    # What it computes it keeps in the archive.
+    keeping = nvpstore.open(archive.store.root, settings=replace(archive.settings, answers="on"))
+    keeping.sql(QUESTION).fetchall()
+
+
 def _copy(archive: Archive, work: Work) -> None:
     # The killed attempt may not have come as far as to make it.
     target = nvpstore.open(work.target, create=True, settings=archive.settings)
@@ -79,6 +85,7 @@ _RUN: Mapping[str, Callable[[Archive, Work], None]] = {
     "gc": _gc,
     "rm": _rm,
     "copy": _copy,
+    "query": _query,
 }
 
 # ---------------------------------------------------------------- what may be
@@ -114,6 +121,7 @@ _ALLOWED: Mapping[str, tuple[_Allowed, ...]] = {
     "gc": (_unchanged, _unchanged),
     "rm": (_unchanged, _gone),
     "copy": (_unchanged, _unchanged),
+    "query": (_unchanged, _unchanged),
 }
 
 

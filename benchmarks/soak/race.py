@@ -141,7 +141,9 @@ class Race:
 
     def _asking(self, root: str, number: int, stop: Flag) -> Callable[[], Asked]:
         def act() -> Asked:
-            archive, asked = clips.opened(root, self._cache(number)), Asked()
+            # One of them keeps its answers, in the archive.
+            answers = "on" if number == 0 else "off"
+            archive, asked = clips.opened(root, self._cache(number), answers=answers), Asked()
             while not stop.is_set():
                 if archive.tasks():  # before the first commit there is no table of answers
                     note(asked, ask(archive))

@@ -121,6 +121,7 @@ class Series:
             "refit": Child(lambda: _ended(refit, clips.opened(self._root, own))),
             "tag": Child(lambda: _until(stop, label, self._opened())),
             "query": Child(lambda: _until(stop, _ask, self._opened())),
+            "keep": Child(lambda: _until(stop, _ask, self._opened(answers="on"))),
             "frames": Child(lambda: _until(stop, show, self._opened())),
             "gc": Child(lambda: _until(stop, _collect, self._opened())),
         }
@@ -172,8 +173,8 @@ class Series:
         lines += [f"{key} is left" for key in archive.store.list("") if f"/{self._video_id}/" in key]
         return lines + search(traces, archive, [self._cache])
 
-    def _opened(self) -> Archive:
-        return clips.opened(self._root, self._cache)
+    def _opened(self, *, answers: str = "off") -> Archive:
+        return clips.opened(self._root, self._cache, answers=answers)
 
 
 def _until(stop: Flag, action: Action, archive: Archive) -> str:

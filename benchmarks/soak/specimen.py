@@ -29,7 +29,7 @@ class Place:
 
 
 def build(folder: Path) -> Archive:
-    """Two videos, one with its original, both fitted anew; one erased; tags; a gc and a checkpoint entry."""
+    """Two videos, one fitted anew, one with its original; one erased; tags, kept answers, gc, checkpoint."""
     kept, copied, erased = clips.write_clips(folder / "clips", 3, frames=4)
     root, cache = str(folder / "archive"), folder / "cache"
     archive = clips.create(root, cache, grace_seconds=GRACE_SECONDS)
@@ -41,6 +41,7 @@ def build(folder: Path) -> Archive:
     time.sleep(GRACE_SECONDS + 1)
     archive.gc()
     store(kept, refit=True)
+    clips.opened(root, cache, answers="on").sql(_QUESTION).fetchall()
     archive.catalog.checkpoint(force=True)
     archive.tag(video_id, tags={"camera": "roof"})
     return archive
