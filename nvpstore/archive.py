@@ -436,7 +436,10 @@ class Archive:
             )
 
     def _summary(self, video_id: str, *, already_stored: bool) -> VideoSummary:
-        (row,) = self._rows(f"SELECT * FROM videos WHERE video_id = '{video_id}'")
+        rows = self._rows(f"SELECT * FROM videos WHERE video_id = '{video_id}'")
+        if not rows:
+            raise CommitDropped(f"video {video_id} was erased as soon as it was stored")
+        (row,) = rows
         names = VideoSummary.__slots__
         return VideoSummary(
             already_stored=already_stored, **{n: row[n] for n in names if n != "already_stored"}
