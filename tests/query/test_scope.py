@@ -257,7 +257,8 @@ def test_not_into_a_cte_read_twice(snapshot: FixtureSnapshot) -> None:
 def test_not_into_a_cte_read_twice_with_different_conditions(snapshot: FixtureSnapshot) -> None:
     sql = (
         "WITH l AS (SELECT video_id, frame, rank, label FROM labels)"
-        " SELECT a.frame, b.frame FROM l a JOIN l b ON a.video_id = b.video_id AND a.label = b.label AND a.rank = b.rank"
+        " SELECT a.frame, b.frame FROM l a JOIN l b ON a.video_id = b.video_id AND a.label = b.label"
+        " AND a.rank = b.rank"
         " WHERE a.frame < 3 AND b.frame BETWEEN 40 AND 42"
     )
     check(snapshot, sql, ALL_FRAMES)
@@ -379,7 +380,7 @@ def test_a_condition_that_fails_on_other_rows_does_not_fail_the_query(snapshot: 
 
 
 def test_every_volatile_function_of_duckdb_is_known() -> None:
-    found = duckdb.sql(
+    found = duckdb.connect().execute(
         "SELECT DISTINCT function_name FROM duckdb_functions()"
         " WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
     ).fetchall()
