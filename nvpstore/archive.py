@@ -19,7 +19,7 @@ from nvpstore.config import Settings, load_settings
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
 from nvpstore.query.attached import attach_views
-from nvpstore.query.keeping import drop_answers
+from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.progress import OnProgress
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute, execute_stream
@@ -29,6 +29,7 @@ from nvpstore.storage.gc import Garbage, collect
 from nvpstore.storage.log import GRACE_SECONDS, Log, create_archive
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.storage.range_cache import RangeCache
+from nvpstore.storage.ranges import RangeReader
 from nvpstore.types import FrameBatch, VideoMeta, VideoState
 from nvpstore.upkeep.caches import drop_damaged
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
@@ -87,6 +88,7 @@ class Archive:
         self.catalog = Catalog(store, settings.cache_dir)
         self.log: Log = self.catalog.log
         self._operators: TorchOperators | None = None
+        self._kept = _kept_answers(self.catalog, settings)
 
     @classmethod
     def create(
@@ -309,6 +311,7 @@ class Archive:
                 tables=tables,
                 views=views,
                 on_progress=progress,
+                answers=self._kept.at(snapshot) if self._kept else None,
             )
 
         return self._read(answered)
@@ -317,12 +320,14 @@ class Archive:
         self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The rows of one SELECT in batches, as they are computed: for answers larger than memory."""
+        snapshot = self.catalog.snapshot()
         return execute_stream(
             query,
-            snapshot=self.catalog.snapshot(),
+            snapshot=snapshot,
             operators_factory=self._torch_operators,
             settings=self.settings,
             params=params,
+            answers=self._kept.at(snapshot) if self._kept else None,
         )
 
     def attach(self, con: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
@@ -473,6 +478,14 @@ class Archive:
                 cache_bytes=self.settings.cache_bytes,
             )
         return self._operators
+
+
+def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
+    if settings.answers == "off":
+        return None
+    cache = RangeCache(catalog.folder / "ranges", budget_bytes=settings.cache_bytes)
+    ranges = RangeReader(catalog.log.store, cache=cache)
+    return KeptAnswers(catalog.log, catalog.snapshot, ranges, writes=settings.answers == "on")
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the user's archive, or shares a cache with another test."""
+    """No test sees the user's archive, or shares a cache with another test, or what others computed."""
+    monkeypatch.setenv("NVP_ANSWERS", "off")
     for variable in ("NVP_ARCHIVE", "NVP_DEBUG"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NVP_CACHE", str(tmp_path / "nvp-cache"))
@@ -143,8 +144,12 @@ class Micro:
 
 
 def open_micro(root: Path | str, cache: Path, *, create: bool = False) -> Archive:
-    """An archive whose settings do not come from the environment, which changes from test to test."""
-    return nvpstore.open(root, create=create, settings=load_settings({"NVP_CACHE": str(cache)}))
+    """An archive whose settings do not come from the environment, which changes from test to test.
+
+    It keeps no answers: tests count what queries decode, and share archives that they only read.
+    """
+    settings = load_settings({"NVP_CACHE": str(cache), "NVP_ANSWERS": "off"})
+    return nvpstore.open(root, create=create, settings=settings)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ class Measured:
     """Counters of one run. Bytes by what they are of, as indexed; `traffic` says what it took to have them.
 
     `frames_decoded` maps the deepest stage of a decode ("" for source reads) to frames; `shared_decodes`
-    counts frames that a scan, of this query or another, read without another decode. `seconds` by step,
-    wall time.
+    counts frames that a scan, of this query or another, read without another decode;
+    `answered_frames` those whose rows were stored, counted once a scan. `seconds` by step, wall time.
     """
 
     prefix_bytes: int = 0
@@ -29,6 +29,7 @@ class Measured:
     fetches: int = 0
     frames_decoded: dict[str, int] = field(default_factory=dict)
     shared_decodes: int = 0
+    answered_frames: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
 
     @property

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from nvpstore.errors import NvpError
-from nvpstore.query.plan import Group, Key, Plan, Step, deepest, iterate_steps
+from nvpstore.query.plan import Group, Key, Plan, Step, deepest
 from nvpstore.types import ByteRange
 
 STEPS_AHEAD = 4
@@ -58,14 +58,16 @@ def ahead(
             held.drop()
 
 
-def steps_ahead(plan: Plan, operators: Fetching | None, snapshot: Any) -> Generator[PlanStep, None, None]:
-    """The steps of `plan`; what the next ones fetch is on its way. Close it, and nothing more begins."""
-    if operators is None:
-        yield from iterate_steps(plan)
-        return
+def steps_ahead(
+    plan: Plan, operators: Fetching, snapshot: Any, steps: Iterator[PlanStep]
+) -> Generator[PlanStep, None, None]:
+    """`steps` of `plan`; what the next ones fetch is on its way. Close it, and nothing more begins.
+
+    A step without groups fetches nothing.
+    """
     reading = _Reading(plan, operators, snapshot)
     try:
-        yield from ahead(reading.announced(iterate_steps(plan)), reading.start)
+        yield from ahead(reading.announced(steps), reading.start)
     finally:
         reading.close()
 
@@ -101,14 +103,14 @@ class _Reading:
     def announced(self, steps: Iterator[PlanStep]) -> Iterator[PlanStep]:
         """`steps`, known some time before their turn: what several of them need is then one request."""
         while window := list(islice(steps, WINDOW_STEPS)):
-            self._adapters |= _adapter_runs(self._plan, [step for step, _ in window])
+            self._adapters |= _adapter_runs(self._plan, [step for step, groups in window if groups])
             yield from window
 
     def start(self, item: PlanStep) -> Held:
         step, groups = item
         key = (step.video_id, step.segment)
         mine = [run for i in step.scans if (run := self._adapters.pop((i, key), None)) is not None]
-        segment = _Nothing() if step.source else self._segment(key, groups)
+        segment = _Nothing() if step.source or not groups else self._segment(key, groups)
         for run in mine:
             if run.held is None:
                 run.held = self._begin(segment=None, adapters=tuple(run.ranges))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from nvpstore.errors import NvpError, QueryError
 from nvpstore.query.early import enough_rows_of, is_plain
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import load_tasks
+from nvpstore.query.keeping import AnswersAt
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
 from nvpstore.query.parse import Params, Query, binder_error, parse
@@ -48,12 +49,13 @@ def execute(
     cancel: threading.Event | None = None,
     on_progress: OnProgress | None = None,
     batch_frames: int = BATCH_FRAMES,
+    answers: AnswersAt | None = None,
 ) -> Result:
     """Answers one read-only SELECT (or EXPLAIN [ANALYZE] of one) on `snapshot`.
 
-    `operators_factory` is called only where frames must be decoded. `tables` are the caller's own, `views`
-    the texts of saved views by name. Raises QueryError, RouteError, and the step's own error where a step
-    fails; QueryError after `settings.query_seconds` or once `cancel` is set.
+    `operators_factory` is called only where frames must be decoded: not those that `answers` has. `tables`
+    are the caller's own, `views` the texts of saved views by name. Raises QueryError, RouteError, and the
+    step's own error where a step fails; QueryError after `settings.query_seconds` or once `cancel` is set.
     """
     order = _orders(settings, cancel=cancel, on_progress=on_progress, batch_frames=batch_frames)
     with _planned(
@@ -62,7 +64,7 @@ def execute(
         query, plan = asked.query, asked.plan
         if query.mode == "explain":
             return Result(table=plan_table(plan, query.plan_format), plan=plan, warnings=query.warnings)
-        result = _run(asked, _operators(plan, operators_factory), snapshot=snapshot, orders=order)
+        result = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
         if query.mode != "analyze":
             return result
         # The figures of a large plan can only be read while its query runs.
@@ -71,7 +73,7 @@ def execute(
             plan=plan,
             measured=result.measured,
             skipped=result.skipped,
-            warnings=query.warnings,
+            warnings=result.warnings,
         )
 
 
@@ -87,6 +89,7 @@ def execute_stream(
     cancel: threading.Event | None = None,
     on_progress: OnProgress | None = None,
     batch_frames: int = BATCH_FRAMES,
+    answers: AnswersAt | None = None,
 ) -> Generator[pa.RecordBatch, None, None]:
     """The rows of one read-only SELECT in batches, with the errors of `execute`; at least one, maybe empty.
 
@@ -99,11 +102,10 @@ def execute_stream(
     ) as asked:
         if asked.query.mode != "rows":
             raise QueryError("EXPLAIN has no rows to stream")
-        operators = _operators(asked.plan, operators_factory)
-        if is_plain(asked.query) and operators is not None:
-            yield from _streamed(asked, operators, snapshot=snapshot, orders=order)
+        if is_plain(asked.query) and asked.plan.steps.num_rows:
+            yield from _streamed(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
         else:
-            table = _run(asked, operators, snapshot=snapshot, orders=order).arrow()
+            table = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers).arrow()
             yield from table.to_batches(max_chunksize=STREAM_ROWS) or table.schema.empty_table().to_batches()
 
 
@@ -183,16 +185,52 @@ def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: list[TaskRe
 _MAKING = threading.Lock()
 
 
-def _operators(plan: Plan, factory: Callable[[], Operators]) -> Operators | None:
-    """What the plan's steps run on. One query at a time makes it, so that those after it share it."""
-    with _MAKING:
-        return factory() if plan.steps.num_rows else None
+@contextmanager
+def _runner(
+    asked: _Asked,
+    factory: Callable[[], Operators],
+    *,
+    snapshot: Snapshot,
+    orders: Orders,
+    answers: AnswersAt | None,
+    warnings: list[str],
+) -> Iterator[Runner]:
+    """Who carries out the query; `warnings` gets what is said of stored answers."""
+
+    def make() -> Operators:
+        # One query at a time makes what steps run on, so that those after it share it.
+        with _MAKING:
+            return factory()
+
+    with (
+        Rows(limit_bytes=orders.limits.rows_bytes) as rows,
+        nullcontext() if answers is None else answers.answering(asked.plan, warnings) as stored,
+    ):
+        measured = Measured()
+        yield Runner(
+            asked.plan,
+            make,
+            snapshot=snapshot,
+            measured=measured,
+            orders=orders,
+            rows=rows,
+            answers=stored,
+        )
 
 
-def _run(asked: _Asked, operators: Operators | None, *, snapshot: Snapshot, orders: Orders) -> Result:
-    measured = Measured()
-    with Rows(limit_bytes=orders.limits.rows_bytes) as rows:
-        runner = Runner(asked.plan, operators, snapshot=snapshot, measured=measured, orders=orders, rows=rows)
+def _run(
+    asked: _Asked,
+    factory: Callable[[], Operators],
+    *,
+    snapshot: Snapshot,
+    orders: Orders,
+    answers: AnswersAt | None,
+) -> Result:
+    warnings = list(asked.query.warnings)
+    with _runner(
+        asked, factory, snapshot=snapshot, orders=orders, answers=answers, warnings=warnings
+    ) as runner:
+        measured = runner.measured
         runner.run(enough_rows_of(asked.con, asked.query, asked.plan))
         with measured.timed("duckdb"):
             table = asked.finish(runner.relations())
@@ -201,17 +239,19 @@ def _run(asked: _Asked, operators: Operators | None, *, snapshot: Snapshot, orde
         plan=asked.plan,
         measured=measured,
         skipped=tuple(runner.skipped),
-        warnings=asked.query.warnings,
+        warnings=tuple(warnings),
     )
 
 
 def _streamed(
-    asked: _Asked, operators: Operators, *, snapshot: Snapshot, orders: Orders
+    asked: _Asked,
+    factory: Callable[[], Operators],
+    *,
+    snapshot: Snapshot,
+    orders: Orders,
+    answers: AnswersAt | None,
 ) -> Iterator[pa.RecordBatch]:
-    with Rows(limit_bytes=orders.limits.rows_bytes) as rows:
-        runner = Runner(
-            asked.plan, operators, snapshot=snapshot, measured=Measured(), orders=orders, rows=rows
-        )
+    with _runner(asked, factory, snapshot=snapshot, orders=orders, answers=answers, warnings=[]) as runner:
         schema = asked.finish(runner.relations()).schema  # of no rows yet
         yield from schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
         with closing(runner.tables()) as steps:

@@ -176,6 +176,7 @@ class SegmentWork:
         rows = self.once(
             ("rows", *asked, *_route_key(route), batch.key), answer, size=lambda t: int(t.nbytes)
         )
+        runner.keep(index, self.key, batch.frames, rows)
         return attach(scan, work, route, rows)
 
     def _outputs(self, index: int, route: Route, batch: _Batch) -> Any:

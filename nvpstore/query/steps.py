@@ -6,22 +6,25 @@ Each query runs on its own thread; `scheduler` joins what equal steps of several
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from nvpstore.errors import CodecError, NvpError
+from nvpstore.query.answers import Answers
 from nvpstore.query.chunks import BATCH_FRAMES
 from nvpstore.query.contract import Batch, Operators, RouteHandle, SegmentHandle
 from nvpstore.query.flights import Taken
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
-from nvpstore.query.plan import Group, Plan, Skipped, Snapshot, Step
+from nvpstore.query.plan import Group, Key, Plan, Skipped, Snapshot, Step, iterate_steps
 from nvpstore.query.progress import OnProgress, Progress
-from nvpstore.query.read_ahead import steps_ahead
+from nvpstore.query.read_ahead import PlanStep, steps_ahead
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import Route
 from nvpstore.query.rows import free_rows
@@ -52,18 +55,21 @@ class Runner:
     def __init__(
         self,
         plan: Plan,
-        operators: Operators | None,
+        make_operators: Callable[[], Operators],
         *,
         snapshot: Snapshot,
         measured: Measured,
         orders: Orders,
         rows: Rows,
+        answers: Answers | None = None,
     ) -> None:
-        """`operators` may be None where no scan computes anything."""
+        """`make_operators` is called once a frame must be computed: not for those that `answers` has."""
         self.plan, self.snapshot, self.measured = plan, snapshot, measured
         self.limits, self.batch_frames = orders.limits, orders.batch_frames
         self.skipped: list[Skipped] = list(plan.skipped)
-        self._operators = operators
+        self._make_operators = make_operators
+        self._operators: Operators | None = None
+        self._answers = answers
         self._orders = orders
         self._rows = rows
         self._progress = Progress(frames_to_answer(plan), orders.on_progress)
@@ -87,26 +93,53 @@ class Runner:
 
     def tables(self) -> Generator[dict[int, pa.Table], None, None]:
         """Rows by scan of each step, as it is done. Close it, and nothing more begins."""
-        if self._operators is not None:
-            self._operators.sharing.limit(self.limits.kept_bytes)
-        with closing(steps_ahead(self.plan, self._operators, self.snapshot)) as steps:
+        with closing(self._unanswered()) as unanswered, closing(self._begun(unanswered)) as steps:
             for step, groups in steps:
+                self.check()
                 yield self._step(step, groups)
-                frames = sum(len(group.frames) * len(group.scans) for group in groups)
+                key = (step.video_id, step.segment)
+                frames = sum(self.plan.scans[index].work_of(key).num_rows for index in step.scans)
                 self._progress.step(step.video_id, frames)
+
+    def _unanswered(self) -> Generator[PlanStep, None, None]:
+        """All steps, with those frames whose rows are not stored."""
+        if self._answers is None:
+            yield from iterate_steps(self.plan)
+            return
+        with closing(self._answers.steps()) as steps:
+            yield from steps
+
+    def _begun(self, steps: Iterator[PlanStep]) -> Generator[PlanStep, None, None]:
+        """`steps`; from the first on that must be computed, what the next ones fetch is on its way."""
+        for item in steps:
+            if item[1]:
+                self._operators = self._make_operators()
+                self._operators.sharing.limit(self.limits.kept_bytes)
+                rest = steps_ahead(self.plan, self._operators, self.snapshot, chain([item], steps))
+                with closing(rest):
+                    yield from rest
+                return
+            yield item
 
     def _step(self, step: Step, groups: list[Group]) -> dict[int, pa.Table]:
         """Fetches and decodes one segment once and takes every scan's rows from it."""
-        work = SegmentWork(self, step, groups)
-        work.run()
-        done = {}
-        for index, tables in work.rows.items():
-            table = pa.concat_tables(tables)
-            if len(groups) > 1:
-                order = np.argsort(table["frame"].to_numpy(), kind="stable")
-                table = table.take(pa.array(order))
-            done[index] = table
-        return done
+        stored: dict[int, pa.Table] = {}
+        if self._answers is not None:
+            stored = self._answers.take(step)
+            self.measured.answered_frames = self._answers.tally.frames
+        computed = {index for group in groups for index in group.scans}
+        done = {index: [table] for index, table in stored.items() if index not in computed}
+        if computed:
+            work = SegmentWork(self, replace(step, scans=tuple(sorted(computed))), groups)
+            work.run()
+            for index, tables in work.rows.items():
+                done[index] = [stored[index], *tables] if index in stored else tables
+        return {index: _by_frame(tables) for index, tables in done.items()}
+
+    def keep(self, index: int, key: Key, frames: NDArray[np.int64], outputs: pa.Table) -> None:
+        """Scan `index` has computed `outputs` for `frames` [t] of a segment: nobody needs to again."""
+        if self._answers is not None:
+            self._answers.add(index, key, frames, outputs)
 
     def by_relation(self, tables: Mapping[int, pa.Table]) -> dict[str, pa.Table]:
         """Rows by scan as rows by relation."""
@@ -169,6 +202,15 @@ class Runner:
                     video_id=step.video_id, segment=step.segment, table=scan.name, reason=f"{doing}: {cause}"
                 )
             )
+
+
+def _by_frame(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of one segment, each table's in order, in order."""
+    table = pa.concat_tables(tables)
+    frames = table["frame"].to_numpy()
+    if (frames[1:] >= frames[:-1]).all():
+        return table
+    return table.take(pa.array(np.argsort(frames, kind="stable")))
 
 
 def frames_to_answer(plan: Plan) -> int:
