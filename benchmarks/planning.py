@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -132,20 +131,23 @@ def measure(path: Path, sql: str, repeats: int) -> dict[str, Any]:
     index = open_index(path)
     with index.connect() as con:
         ((video_id,),) = con.sql("SELECT video_id FROM idx.store.videos LIMIT 1 OFFSET 7").fetchall()
-    opened = _resident_bytes()
+    opened = _resident_bytes("VmRSS")
     seconds: list[float] = []
+    cpu: list[float] = []
     for _ in range(repeats + 1):
         con = _connect(index)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         plan = _plan(con, sql.replace("{id}", video_id))
         seconds.append(time.perf_counter() - began)
-    kept, peak = _resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cpu.append(time.process_time() - worked)
+    kept, peak = _resident_bytes("VmRSS"), _resident_bytes("VmHWM")
     began = time.perf_counter()
     explain_text(plan)
     return {
         "seconds": statistics.median(seconds[1:]),
         "seconds_spread": [min(seconds[1:]), max(seconds[1:])],
         "first_seconds": seconds[0],
+        "cpu_seconds": statistics.median(cpu[1:]),
         "explain_seconds": time.perf_counter() - began,
         "segments": sum(scan.segments for scan in plan.scans),
         "frames": sum(scan.frames for scan in plan.scans),
@@ -166,9 +168,9 @@ def _plan(con: duckdb.DuckDBPyConnection, sql: str) -> Plan:
     return improve(build_plan(query, con=con, tasks=tasks, snapshot_number=1))
 
 
-def _resident_bytes() -> int:
+def _resident_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 # ---------------------------------------------------------------- all of them
