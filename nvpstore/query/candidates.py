@@ -188,7 +188,8 @@ def decodable(con: duckdb.DuckDBPyConnection, candidates: Candidates, scoped: Sc
     used = sorted({stage for kind in candidates.kinds for stage in kind.stages})
     if not used:
         return candidates
-    order = _common_order(con, scoped, used)
+    # Of a few videos, looking at every stage is as quick as counting them.
+    order = None if videos_filter(scoped.places.videos) else _common_order(con, scoped, used)
     if order is None:
         return _segment_by_segment(candidates, stage_positions(con, scoped.places, used), used)
     kinds = [replace(kind, stages=tuple(sorted(kind.stages, key=order.index))) for kind in candidates.kinds]
@@ -197,14 +198,13 @@ def decodable(con: duckdb.DuckDBPyConnection, candidates: Candidates, scoped: Sc
 
 def _common_order(con: duckdb.DuckDBPyConnection, scoped: Scoped, used: Sequence[str]) -> list[str] | None:
     """The stages in decode order where every fitted segment has all of `used` at the same positions."""
-    among = videos_filter(scoped.places.videos)
     if not scoped.fitted.all():
         return None
     rows = con.execute(
-        f"""
+        """
         SELECT stage, min(position), max(position), count(*),
-               (SELECT count(*) FROM (FROM idx.store.segments{among}) WHERE latents_key IS NOT NULL)
-        FROM idx.store.stages{among} GROUP BY stage
+               (SELECT count(*) FROM idx.store.segments WHERE latents_key IS NOT NULL)
+        FROM idx.store.stages GROUP BY stage
         """
     ).fetchall()
     alike = {stage: low for stage, low, high, count, fitted in rows if low == high and count == fitted}

@@ -112,7 +112,10 @@ class Details:
         facts = segment_facts(self.con, places)
         found = route_candidates(self.con, self._task, facts)
         routes = {key: choose(options, self._options) for key, options in found.items()}
-        rows = timing_rows(self.con, places, self._options)
+        if self._scoped.timing is not None:
+            rows = self._scoped.timing.slice(low, high - low)
+        else:
+            rows = timing_rows(self.con, places, self._options)
         frames = enumerate_frames(rows)
         keep = sampled(rows, frames, self._options)
         keep &= self._mask(rows, frames.owner, low, high)

@@ -51,6 +51,7 @@ _LEAN = "video_id, segment, start_frame, frames, has_source, fitted, source_byte
 _ALL = ", ".join([*TIMING, "has_source", "fitted", "source_bytes"])
 _CANDIDATES = "__nvp_frames"
 _FEW_VIDEOS = 1024
+SMALL = 1024  # segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Scoped:
     `frames` int64 [n] counts those in scope. `mask_at` int64 [n] is where in `masks` the `mask_bytes` of a
     segment begin (a bit a frame of the segment), or -1 where all its sampled frames are in scope.
     `has_source`, `fitted` bool [n] and `source_bytes` int64 [n] are the index's words on the segment's video.
+    `timing` (TIMING) is there where it was read and is small.
     """
 
     places: Places
@@ -70,6 +72,7 @@ class Scoped:
     has_source: NDArray[np.bool_]
     fitted: NDArray[np.bool_]
     source_bytes: NDArray[np.int64]
+    timing: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -94,6 +97,7 @@ class Scoped:
             has_source=self.has_source[rows],
             fitted=self.fitted[rows],
             source_bytes=self.source_bytes[rows],
+            timing=None if self.timing is None else self.timing.take(pa.array(rows)),
         )
 
 
@@ -119,6 +123,7 @@ def scoped_segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, opti
         has_source=rows["has_source"].to_numpy(),
         fitted=rows["fitted"].to_numpy(),
         source_bytes=rows["source_bytes"].to_numpy(),
+        timing=rows if "pts" in rows.schema.names and rows.num_rows <= SMALL else None,
     ).only(np.flatnonzero(counts > 0))
 
 
@@ -141,11 +146,14 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
         relaxed = whole = (
             None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
         )
+    among = _among(con, relaxed)
+    if among and scope is not None and whole_videos(scope) is not None:
+        scope = relaxed = None  # the videos are all that it says
     certain = "true" if scope is None else "false" if whole is None else whole.sql("duckdb")
     condition = "" if relaxed is None else f" WHERE {relaxed.sql('duckdb')}"
-    lean = options.every is None and (scope is None or (whole is not None and not is_frame_level(scope)))
+    decided = scope is None or (whole is not None and not is_frame_level(scope))
+    lean = not among and options.every is None and decided
     query = "SELECT {columns}, {whole} AS whole FROM (" + _SEGMENTS + f") AS {OUT}{{where}}"
-    among = _among(con, relaxed)
     try:
         columns = _LEAN if lean else _ALL
         sql = query.format(columns=columns, whole=certain, among=among, where=condition)
