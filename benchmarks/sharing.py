@@ -268,7 +268,8 @@ def summary(result: Mapping[str, Any]) -> str:
         f"eight predicates at once: {predicates['sooner']:.1f}x sooner than eight sessions in turn;"
         f" each frame decoded {predicates['most_decodes_of_a_frame']} time(s)",
         f"four tasks at four stages: decoding takes {stages['decode_against_deepest_alone']:.2f} of the"
-        f" deepest alone (least times: {stages['least_decode_against_deepest_alone']:.2f}); {stages['sooner_than_in_turn']:.1f}x sooner than one after another",
+        f" deepest alone (least times: {stages['least_decode_against_deepest_alone']:.2f});"
+        f" {stages['sooner_than_in_turn']:.1f}x sooner than one after another",
     ]
     for row in result["grouped"]:
         times = ", ".join(f"{name} {value:.2f}" for name, value in row["ms_a_segment"].items())
