@@ -27,7 +27,6 @@ from tests.conftest import CLIP_FRAMES, Micro, open_micro
 pytestmark = pytest.mark.slow  # one fit
 
 
-
 @pytest.fixture(scope="module", params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def micro(request: pytest.FixtureRequest) -> Micro:
     """The stored clip, once as files and once on a real S3 server."""

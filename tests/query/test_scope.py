@@ -380,8 +380,12 @@ def test_a_condition_that_fails_on_other_rows_does_not_fail_the_query(snapshot: 
 
 
 def test_every_volatile_function_of_duckdb_is_known() -> None:
-    found = duckdb.connect().execute(
-        "SELECT DISTINCT function_name FROM duckdb_functions()"
-        " WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
-    ).fetchall()
+    found = (
+        duckdb.connect()
+        .execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions()"
+            " WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
+        )
+        .fetchall()
+    )
     assert {name for (name,) in found} <= UNSTABLE_FUNCTIONS
