@@ -70,7 +70,7 @@ def window(m: Maker) -> Case:
             [
                 inner,
                 f"SELECT * FROM ({inner}) WHERE ts < {m.one(SECONDS)}",
-                f"SELECT * FROM ({inner}) WHERE frame < 30 AND w > 1",
+                f"SELECT * FROM ({inner}) WHERE frame < 30 AND w > 1.0037",
             ]
         )
     )
