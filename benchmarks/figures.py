@@ -180,7 +180,8 @@ def routes_in_use(archive: Archive, video_id: str, plan: dict[str, Any]) -> tupl
     }
     found = []
     for part in plan["scans"][0]["parts"]:
-        segments = tuple(place["segment"] for place in part["segments"])
+        # A plan names the first six; the demo's videos have fewer.
+        segments = tuple(place["segment"] for place in part["first_segments"])
         stages = tuple(part["stages"])
         rows = [known[segment, part["route"], part["cut"], stages] for segment in segments]
         found.append(
