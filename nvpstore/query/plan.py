@@ -5,7 +5,7 @@ Pure: reads the index, touches no tensor, imports no torch. Per-segment steps ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,7 +111,9 @@ def build_plan(
     """
     records = {table.relation: resolve_task(table, tasks) for table in query.tables}
     schemas = {name: relation_schema(FRAMES if t is None else t.kind) for name, t in records.items()}
-    columns = {name: frozenset(schema.names) for name, schema in schemas.items()} | view_columns(con)
+    columns = {name: frozenset(schema.names) for name, schema in schemas.items()} | view_columns(
+        con, query.given
+    )
     scopes = find_scopes(query, columns)
     scans = []
     for table in query.tables:
@@ -153,9 +155,12 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     return task
 
 
-def view_columns(con: duckdb.DuckDBPyConnection) -> dict[str, frozenset[str]]:
-    """The column names of the public views."""
-    return {view: frozenset(con.table(view).columns) for view in CATALOG_VIEWS}
+def view_columns(con: duckdb.DuckDBPyConnection, given: Collection[str] = ()) -> dict[str, frozenset[str]]:
+    """The column names of the public views and of the `given` tables of the caller."""
+    return {
+        name: frozenset(column.lower() for column in con.table(name).columns)
+        for name in (*CATALOG_VIEWS, *given)
+    }
 
 
 def _scan(
