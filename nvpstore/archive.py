@@ -43,7 +43,7 @@ from nvpstore.video.source import digest_file, probe
 
 if TYPE_CHECKING:
     from nvpstore.ingest.estimate import Estimate
-    from nvpstore.ingest.pipeline import IngestProgress, KeepSource
+    from nvpstore.ingest.pipeline import IngestProgress, IngestRequest, KeepSource
     from nvpstore.query.operators import TorchOperators
     from nvpstore.tasks.registry import LoadedTask
 
@@ -131,7 +131,7 @@ class Archive:
         presets, CommitDropped if the video is erased meanwhile.
         """
         from nvpstore.codec.build import find_preset
-        from nvpstore.ingest.pipeline import Ingest, IngestRequest
+        from nvpstore.ingest.pipeline import IngestRequest
 
         find_preset(preset)
         file = Path(path)
@@ -149,26 +149,9 @@ class Archive:
             source_uri=source_uri,
             refit=refit,
         )
-        work_dir = self.catalog.folder / "fits"
-        with _one_at_a_time(work_dir / f"{video_id}.lock"):
-            begun = self.catalog.snapshot()
-            if refit or not begun.has_video(video_id):
-                fit = Ingest(
-                    request,
-                    loaded,
-                    log=self.log,
-                    work_dir=work_dir,
-                    on_progress=progress or (lambda _: None),
-                )
-                try:
-                    fit.run(lambda: self._base(video_id, begun=begun.number))
-                except CommitDropped:
-                    # Another machine may have stored the same bytes first: then that is what is asked for.
-                    if refit or not self.catalog.snapshot().has_video(video_id):
-                        raise
-                else:
-                    self._committed()
-                    return self._summary(video_id, already_stored=False)
+        if self._fitted(request, loaded, video_id, progress or (lambda _: None)):
+            self._committed()
+            return self._summary(video_id, already_stored=False)
         self._check_routes(self.catalog.snapshot(), video_id, tasks)
         self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
         return self._summary(video_id, already_stored=True)
@@ -419,6 +402,31 @@ class Archive:
         if not self.catalog.snapshot().has_task(record.name, record.version):
             register_task(self.log, record)
         return task
+
+    def _fitted(
+        self,
+        request: IngestRequest,
+        tasks: Sequence[LoadedTask],
+        video_id: str,
+        progress: Callable[[IngestProgress], None],
+    ) -> bool:
+        """Fit and commit the video; False where it is stored already and is not to be fitted anew."""
+        from nvpstore.ingest.pipeline import Ingest
+
+        work_dir = self.catalog.folder / "fits"
+        with _one_at_a_time(work_dir / f"{video_id}.lock"):
+            begun = self.catalog.snapshot()
+            if begun.has_video(video_id) and not request.refit:
+                return False
+            fit = Ingest(request, tasks, log=self.log, work_dir=work_dir, on_progress=progress)
+            try:
+                fit.run(lambda: self._base(video_id, begun=begun.number))
+            except CommitDropped:
+                # Another machine may have stored the same bytes first: then that is what is asked for.
+                if request.refit or not self.catalog.snapshot().has_video(video_id):
+                    raise
+                return False
+            return True
 
     def _base(self, video_id: str, *, begun: int) -> Base:
         """The state to commit a finished fit on, which was begun on log entry `begun`."""
