@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nvpstore.catalog import Snapshot
 from nvpstore.catalog.answers import IndexedAnswers, has_answers, stored_answers
 from nvpstore.errors import IntegrityError, ObjectMissing, StoreError
+from nvpstore.query.left import Answered
 from nvpstore.query.plan import Group, Key, Plan, Scan, Step, groups_of, steps_of, top_of
 from nvpstore.query.relation import output_schema
 from nvpstore.query.routes import Route
@@ -217,17 +218,18 @@ class Answers:
         """The stored rows of a step that `steps` gave, by scan, as rows of the task table."""
         return self._rows.pop(step, {})
 
-    def left(self) -> Iterator[tuple[Step, int, int]]:
-        """Of each step how many frames are answered, and how many are not, counted once a scan.
+    def answered(self) -> Answered:
+        """Of each step the frames [t] that each scan asks for, and which of them are stored, bool [t].
 
-        Reads no rows.
+        Reads no rows; nothing where no answers to any of the questions are stored.
         """
+        if not any(known.any for known in self._known.values()):
+            return
         for batch in self._plan.steps.to_batches(max_chunksize=_STEPS):
             self._load(batch)
             for step in steps_of(batch):
-                wanted = {i: _frames(self._plan.scans[i], step) for i in step.scans}
-                covered = sum(int(self._covered(i, step, frames)[0].sum()) for i, frames in wanted.items())
-                yield step, covered, sum(map(len, wanted.values())) - covered
+                wanted = {index: _frames(self._plan.scans[index], step) for index in step.scans}
+                yield step, {i: (frames, self._covered(i, step, frames)[0]) for i, frames in wanted.items()}
 
     def _load(self, batch: pa.RecordBatch) -> None:
         videos = pc.unique(batch["video_id"].cast(pa.string())).to_pylist()

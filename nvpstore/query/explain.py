@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from nvpstore.query.cost import Part, estimate, parts
+from nvpstore.query.left import Left
 from nvpstore.query.measured import Measured
 from nvpstore.query.parse import PlanFormat
 from nvpstore.query.plan import Plan, Scan, top_of
@@ -16,9 +17,12 @@ from nvpstore.query.plan import Plan, Scan, top_of
 _LABEL_WIDTH = 8
 
 
-def explain_text(plan: Plan, measured: Measured | None = None) -> str:
-    """The plan as a tree; with `measured`, a last branch says what it really took."""
-    branches = [_scan_lines(plan, scan) for scan in plan.scans]
+def explain_text(plan: Plan, measured: Measured | None = None, left: Left | None = None) -> str:
+    """The plan as a tree; with `measured`, a last branch says what it really took.
+
+    With `left`, each scan says how many of its frames are stored, and figures are of the others alone.
+    """
+    branches = [_scan_lines(plan, scan, some) for scan, some in _with_left(plan, left)]
     if not plan.relations:
         branches.append(["DuckDB alone: the query reads no task table"])
     elif not plan.scans:
@@ -26,28 +30,34 @@ def explain_text(plan: Plan, measured: Measured | None = None) -> str:
     if plan.skipped:
         branches.append([f"Skipped  {_count(len(plan.skipped), 'segment')} without a route as asked"])
     if plan.steps.num_rows:
-        branches.append(_total_lines(plan))
+        branches.append(_total_lines(plan if left is None else left.plan))
     if measured is not None:
         branches.append(_measured_lines(plan, measured))
     return "\n".join(_tree("Query", branches))
 
 
-def plan_table(plan: Plan, plan_format: PlanFormat, measured: Measured | None = None) -> pa.Table:
+def plan_table(
+    plan: Plan, plan_format: PlanFormat, measured: Measured | None = None, left: Left | None = None
+) -> pa.Table:
     """What EXPLAIN answers: the lines of the text, or one row with the plan as JSON. Column `plan`."""
     if plan_format == "json":
-        document = json.dumps(explain_dict(plan, measured), allow_nan=False)
+        document = json.dumps(explain_dict(plan, measured, left), allow_nan=False)
         return pa.table({"plan": pa.array([document], pa.string())})
-    return pa.table({"plan": explain_text(plan, measured).splitlines()})
+    return pa.table({"plan": explain_text(plan, measured, left).splitlines()})
 
 
-def explain_dict(plan: Plan, measured: Measured | None = None) -> dict[str, Any]:
-    """The plan as JSON values: `snapshot`, `scans`, `total` and, where it ran, `measured`."""
-    cost = estimate(plan)
+def explain_dict(plan: Plan, measured: Measured | None = None, left: Left | None = None) -> dict[str, Any]:
+    """The plan as JSON values: `snapshot`, `scans`, `total` and, where it ran, `measured`.
+
+    With `left`, each scan's `frames` are `answered_frames` and `frames_left` (without, these are null), and
+    `parts` and `total` are of the frames left alone.
+    """
+    cost = estimate(plan if left is None else left.plan)
     document: dict[str, Any] = {
         "snapshot": plan.snapshot_number,
         "frames_in_archive": plan.total_frames,
         "segments_in_archive": plan.total_segments,
-        "scans": [_scan_dict(plan, scan) for scan in plan.scans],
+        "scans": [_scan_dict(scan, some) for scan, some in _with_left(plan, left)],
         "skipped": [asdict(skip) for skip in plan.skipped],
         "total": {**asdict(cost), "bytes": cost.bytes},
         "stop_after": plan.stop_after,
@@ -56,6 +66,12 @@ def explain_dict(plan: Plan, measured: Measured | None = None) -> dict[str, Any]
     if measured is not None:
         document["measured"] = {**asdict(measured), "bytes": measured.bytes}
     return document
+
+
+def _with_left(plan: Plan, left: Left | None) -> list[tuple[Scan, Scan | None]]:
+    """Each scan with what is left of it, None where stored answers were not looked for."""
+    some = (None,) * len(plan.scans) if left is None else left.scans
+    return list(zip(plan.scans, some, strict=True))
 
 
 # ---------------------------------------------------------------- text
@@ -71,14 +87,25 @@ def _tree(root: str, branches: list[list[str]]) -> list[str]:
     return lines
 
 
-def _scan_lines(plan: Plan, scan: Scan) -> list[str]:
+def _scan_lines(plan: Plan, scan: Scan, left: Scan | None) -> list[str]:
     head = (
         f"Scan {scan.name}  frames {scan.frames} of {plan.total_frames},"
         f" segments {scan.segments} of {plan.total_segments}{_options(scan)}"
     )
     if not scan.computes:
         return _tree(head, [["Index only: what is read needs no decoding"]])
-    return _tree(head, [_part_lines(scan, part) for part in parts(scan)])
+    stored = [] if left is None else [[_stored(scan, left)]]
+    return _tree(head, stored + [_part_lines(scan, part) for part in _parts(scan, left)])
+
+
+def _stored(scan: Scan, left: Scan) -> str:
+    return f"Stored answers  {_count(scan.frames - left.frames, 'frame')}, {left.frames} to compute"
+
+
+def _parts(scan: Scan, left: Scan | None) -> list[Part]:
+    """The parts of what is left to compute."""
+    some = scan if left is None else left
+    return parts(some) if some.computes and some.segments else []
 
 
 def _options(scan: Scan) -> str:
@@ -170,6 +197,8 @@ def _measured_lines(plan: Plan, measured: Measured) -> list[str]:
         _line("Frames", _measured_frames(measured)),
         _line("Seconds", seconds),
     ]
+    if measured.answered_frames:
+        lines.insert(0, _line("Stored", f"{_count(measured.answered_frames, 'frame')} answered"))
     return _tree(head, [[line] for line in lines])
 
 
@@ -225,16 +254,18 @@ def _gflops(value: float | None) -> str:
 # ---------------------------------------------------------------- JSON
 
 
-def _scan_dict(plan: Plan, scan: Scan) -> dict[str, Any]:
+def _scan_dict(scan: Scan, left: Scan | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "table": scan.task.name if scan.task is not None else "frames",
         "version": scan.task.version if scan.task is not None else None,
         "frames": scan.frames,
+        "answered_frames": None if left is None else scan.frames - left.frames,
+        "frames_left": None if left is None else left.frames if left.computes else 0,
         "segments": scan.segments,
         "columns": list(scan.columns),
         "index_only": not scan.computes,
     }
-    document["parts"] = [_part_dict(part) for part in parts(scan)] if scan.computes else []
+    document["parts"] = [_part_dict(part) for part in _parts(scan, left)]
     return document
 
 

@@ -15,6 +15,7 @@ from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.catalog.answers import IndexedAnswers, StoredResult, stored_results
 from nvpstore.errors import CommitDropped, StoreError
 from nvpstore.query.answers import Answers, Found, Known, PartReader, Place, covered_frames
+from nvpstore.query.left import Left, what_is_left
 from nvpstore.query.plan import Plan
 from nvpstore.storage import keys
 from nvpstore.storage.log import Log, LogDraft
@@ -67,6 +68,11 @@ class KeptAnswers:
             yield answers
         finally:
             warnings += self.store(answers)
+
+    def left(self, plan: Plan, snapshot: Snapshot, check: Callable[[], None]) -> Left:
+        """What is left of a plan besides its stored answers, as the index tells; stores nothing."""
+        answers = Answers(plan, PartReader(snapshot, self._ranges), on_found=Answers.clear)
+        return what_is_left(plan, answers.answered(), check)
 
     def store(self, answers: Answers) -> list[str]:
         """Store what a query found anew, and replace what it found damaged. Returns warnings.
@@ -144,6 +150,10 @@ class AnswersAt:
 
     def answering(self, plan: Plan, warnings: list[str]) -> AbstractContextManager[Answers]:
         return self.kept.answering(plan, self.snapshot, warnings)
+
+    def left(self, plan: Plan, check: Callable[[], None]) -> Left:
+        """What is left of a plan to compute. `check` is called now and then, and may raise."""
+        return self.kept.left(plan, self.snapshot, check)
 
 
 def commit_answers(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nvpstore.errors import UsageError
 from nvpstore.query.explain import explain_dict, explain_text
+from nvpstore.query.left import Left
 from nvpstore.query.measured import Measured
 from nvpstore.query.notebook import as_html
 from nvpstore.query.plan import Plan, Skipped
@@ -22,9 +23,10 @@ Row = tuple[Any, ...]
 class Result:
     """Rows of a query, what they took, and the segments that `on_error := 'skip'` left out of them.
 
-    `warnings` are lines about conditions that cannot hold. With `compute` in place of `table`, rows are
-    computed once, when first asked for: its errors come then, `explain()` needs none. Can be shared by
-    threads, but `fetchone()` goes through the rows once for all of them.
+    `left` is what stored answers left to compute, of a plan that was asked for. `warnings` are lines about
+    conditions that cannot hold. With `compute` in place of `table`, rows are computed once, when first asked
+    for: its errors come then, `explain()` needs none. Can be shared by threads, but `fetchone()` goes through
+    the rows once for all of them.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Result:
         measured: Measured | None = None,
         skipped: tuple[Skipped, ...] = (),
         warnings: tuple[str, ...] = (),
+        left: Left | None = None,
         compute: Callable[[], Result] | None = None,
     ) -> None:
         assert (table is None) != (compute is None), "a result has rows, or a way to compute them"
         self.plan = plan
         self.warnings = warnings
+        self._left = left
         self._table = table
         self._measured = measured
         self._skipped = skipped
@@ -66,11 +70,11 @@ class Result:
 
     def explain(self) -> str:
         """The plan as text, with what it really took once it ran. Computes nothing."""
-        return explain_text(self.plan, self.measured)
+        return explain_text(self.plan, self.measured, self._left)
 
     def explain_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
-        return explain_dict(self.plan, self.measured)
+        return explain_dict(self.plan, self.measured, self._left)
 
     # ------------------------------------------------------------ rows
 

@@ -62,15 +62,20 @@ def execute(
         sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
     ) as asked:
         query, plan = asked.query, asked.plan
+        left = None
+        if query.mode != "rows" and answers is not None:
+            left = answers.left(plan, order.check)
         if query.mode == "explain":
-            return Result(table=plan_table(plan, query.plan_format), plan=plan, warnings=query.warnings)
+            table = plan_table(plan, query.plan_format, left=left)
+            return Result(table=table, plan=plan, left=left, warnings=query.warnings)
         result = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
         if query.mode != "analyze":
             return result
         # The figures of a large plan can only be read while its query runs.
         return Result(
-            table=plan_table(plan, query.plan_format, result.measured),
+            table=plan_table(plan, query.plan_format, result.measured, left),
             plan=plan,
+            left=left,
             measured=result.measured,
             skipped=result.skipped,
             warnings=result.warnings,

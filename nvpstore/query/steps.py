@@ -48,6 +48,11 @@ class Orders:
     batch_frames: int = BATCH_FRAMES
     on_progress: OnProgress | None = None
 
+    def check(self) -> None:
+        """Raises Cancelled where the run was stopped."""
+        if self.cancel.is_set():
+            raise Cancelled("the query was cancelled")
+
 
 class Runner:
     """Carries out steps one after another; keeps rows, drops everything else after its last reader."""
@@ -171,8 +176,7 @@ class Runner:
         return self.operators.sharing
 
     def check(self) -> None:
-        if self._orders.cancel.is_set():
-            raise Cancelled("the query was cancelled")
+        self._orders.check()
 
     def note_source(self, step: Step) -> None:
         if step.video_id not in self._read_sources:

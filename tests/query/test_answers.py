@@ -68,7 +68,8 @@ class World:
     def ask(self, sql: str, *, snapshot: Snapshot | None = None, **options: Any) -> Result:
         now = snapshot or self.catalog.snapshot()
         options.setdefault("operators_factory", lambda: self.operators)
-        return execute(sql, snapshot=now, settings=SETTINGS, answers=self.kept.at(now), **options)
+        options.setdefault("answers", self.kept.at(now))
+        return execute(sql, snapshot=now, settings=SETTINGS, **options)
 
     def plain(self, sql: str) -> list[Any]:
         """The same without stored answers."""
