@@ -1,4 +1,4 @@
-"""Queries whose rows can be given, or are enough, before all segments are done."""
+"""Whether the rows so far are enough, counted on each step's rows."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ from collections.abc import Callable, Mapping
 
 import duckdb
 import pyarrow as pa
-from sqlglot import exp
 
 from nvpstore.query.parse import Query
 from nvpstore.query.plan import Plan
-
-_WHOLE = (exp.AggFunc, exp.Window, exp.Anonymous, exp.AnonymousAggFunc, exp.Unnest, exp.Explode, exp.Query)
-_CLAUSES = ("with_", "joins", "laterals", "group", "having", "qualify", "windows", "distinct", "order")
-_LIMITS = ("limit", "offset", "sample", "pivots")
-
-
-def is_plain(query: Query) -> bool:
-    """Whether `query` only filters and projects one task table, so that segments do not matter to rows."""
-    tree = query.tree
-    if not isinstance(tree, exp.Select) or len(query.tables) != 1:
-        return False
-    if any(tree.args.get(clause) for clause in (*_CLAUSES, *_LIMITS)):
-        return False
-    (source, *others) = tree.find_all(exp.Table)
-    if others or source.name != query.tables[0].relation:
-        return False
-    if any(source.args.get(clause) for clause in ("joins", "sample", "pivots", "laterals")):
-        return False
-    return not any(isinstance(node, _WHOLE) for node in tree.walk() if node is not tree)
+from nvpstore.query.writing import written
 
 
 def enough_rows_of(
@@ -45,7 +26,7 @@ def enough_rows_of(
     unlimited = query.tree.copy()
     for clause in ("limit", "offset"):
         unlimited.set(clause, None)
-    return _Counter(con, unlimited.sql("duckdb", comments=False), rows=plan.stop_after)
+    return _Counter(con, written(unlimited), rows=plan.stop_after)
 
 
 class _Counter:

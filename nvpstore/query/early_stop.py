@@ -1,5 +1,8 @@
-"""When the rows that a task table has given so far are enough: filters and projections of one table under a
-LIMIT or in an EXISTS. Whatever the table's other rows are, the answer is one that the whole table allows."""
+"""Filters and projections of one task table: each of its rows counts by itself.
+
+So rows can be given as they come, and those so far may be enough, under a LIMIT or in an EXISTS: whatever the
+table's other rows are, the answer is one that the whole table allows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from nvpstore.query.closed import is_closed
 from nvpstore.query.parse import Query
 from nvpstore.query.safety import unstable
 from nvpstore.query.sources import Columns, Source, resolve, sources
+from nvpstore.query.writing import written
 
 # What makes a row of the result hang on more than one row of the table.
 _PARTS = (
@@ -33,28 +37,38 @@ _SPREADING = (exp.AggFunc, exp.Window, exp.Anonymous, exp.AnonymousAggFunc, exp.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enough:
     """`rows`: so many rows of the query's result are all of it. `once`: a query over the same relations; as
-    soon as it has a row, the query's result cannot change any more. At most one of them is given."""
+    soon as it has a row, the query's result cannot change any more. At most one of them is given.
+
+    `streams`: the result is what the query gives on parts of the table, put together, and reads nothing else.
+    """
 
     rows: int | None = None
     once: str | None = None
+    streams: bool = False
 
 
 def enough_rows(query: Query, columns: Columns) -> Enough:
     """When `query` needs no more rows of its one task table; nothing where that is not certain."""
-    if len(query.tables) != 1 or unstable(query.tree.walk()):
+    if len(query.tables) != 1:
         return Enough()
     relation = query.tables[0].relation
-    if _reads(query.tree, relation, columns):
-        rows = _limit(query.tree)
-        return Enough() if rows is None else Enough(rows=rows)
+    by_row = _by_row(query.tree, relation, columns)
+    if by_row and not any(query.tree.args.get(part) for part in _PARTS_OF_A_LIMIT):
+        # What it reads besides would be read again with each part.
+        return Enough(streams=sum(1 for _ in query.tree.find_all(exp.Table, exp.Query)) == 2)
+    if unstable(query.tree.walk()):
+        return Enough()
+    if by_row:
+        return Enough(rows=_limit(query.tree))
     for exists in query.tree.find_all(exp.Exists):
         inner = exists.this
-        if _reads(inner, relation, columns) and not any(inner.args.get(p) for p in _PARTS_OF_A_LIMIT):
-            return Enough(once=inner.limit(1).sql("duckdb", comments=False))
+        limited = any(inner.args.get(part) for part in _PARTS_OF_A_LIMIT)
+        if not limited and _by_row(inner, relation, columns) and not _is_correlated(inner, columns):
+            return Enough(once=written(inner.limit(1)))
     return Enough()
 
 
-def _reads(query: exp.Expr, relation: str, columns: Columns) -> bool:
+def _by_row(query: exp.Expr, relation: str, columns: Columns) -> bool:
     """Whether `query` filters and projects the rows of `relation`, each by itself, and reads nothing else
     but the catalog. Joins with the catalog are filters that may repeat a row."""
     if not isinstance(query, exp.Select) or any(query.args.get(part) for part in (*_PARTS, "with_")):
@@ -66,11 +80,14 @@ def _reads(query: exp.Expr, relation: str, columns: Columns) -> bool:
     nested = [node for node in query.find_all(exp.Select, exp.SetOperation) if node is not query]
     if not all(is_closed(node, columns) for node in nested):
         return False
-    own = [node for node in query.find_all(*_SPREADING, exp.Column) if _select_of(node) is query]
-    return all(
-        isinstance(node, exp.Column) and (isinstance(node.this, exp.Star) or resolve(node, found) is not None)
-        for node in own
-    )
+    return not any(_select_of(node) is query for node in query.find_all(*_SPREADING))
+
+
+def _is_correlated(query: exp.Select, columns: Columns) -> bool:
+    """Whether a column of `query` may be of a query around it."""
+    found = sources(query, columns)
+    own = [node for node in query.find_all(exp.Column) if _select_of(node) is query]
+    return any(not isinstance(node.this, exp.Star) and resolve(node, found) is None for node in own)
 
 
 def _plain(source: Source) -> bool:

@@ -70,6 +70,7 @@ class Plan:
 
     `steps` has a row a decode: video_id, segment, source, scans. The first of them may be enough: once they
     have given `sql` `stop_after` rows, or `stop_once` (a query over the same relations) a row. None: all are.
+    `streams`: what `sql` gives on each step's rows, put together, is its result.
     """
 
     scans: tuple[Scan, ...]
@@ -82,6 +83,7 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     stop_after: int | None = None
     stop_once: str | None = None
+    streams: bool = False
 
     @property
     def segments(self) -> Mapping[Key, SegmentFacts]:
@@ -135,6 +137,7 @@ def build_plan(
         skipped=tuple(skip for scan in scans for skip in scan.skipped),
         stop_after=enough.rows,
         stop_once=enough.once,
+        streams=enough.streams,
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nvpstore.config import Settings
 from nvpstore.errors import NvpError, QueryError
-from nvpstore.query.early import enough_rows_of, is_plain
+from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import load_tasks
 from nvpstore.query.keeping import AnswersAt
@@ -107,11 +107,11 @@ def execute_stream(
     ) as asked:
         if asked.query.mode != "rows":
             raise QueryError("EXPLAIN has no rows to stream")
-        if is_plain(asked.query) and asked.plan.steps.num_rows:
+        if asked.plan.streams and asked.plan.steps.num_rows:
             yield from _streamed(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
         else:
             table = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers).arrow()
-            yield from table.to_batches(max_chunksize=STREAM_ROWS) or table.schema.empty_table().to_batches()
+            yield from _batches(table) or _no_rows(table.schema)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,12 +258,20 @@ def _streamed(
 ) -> Iterator[pa.RecordBatch]:
     with _runner(asked, factory, snapshot=snapshot, orders=orders, answers=answers, warnings=[]) as runner:
         schema = asked.finish(runner.relations()).schema  # of no rows yet
-        yield from schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
+        yield from _no_rows(schema)
         with closing(runner.tables()) as steps:
             for tables in steps:
                 if tables:
-                    rows = asked.finish(runner.by_relation(tables))
-                    yield from rows.to_batches(max_chunksize=STREAM_ROWS)
+                    yield from _batches(asked.finish(runner.by_relation(tables)))
+
+
+def _batches(table: pa.Table) -> list[pa.RecordBatch]:
+    return list(table.to_batches(max_chunksize=STREAM_ROWS))
+
+
+def _no_rows(schema: pa.Schema) -> list[pa.RecordBatch]:
+    """One batch that tells the columns."""
+    return [pa.RecordBatch.from_pylist([], schema=schema)]
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from nvpstore.query.implied import strengthen, weaken
 from nvpstore.query.options import TableOptions
 from nvpstore.query.places import Places, in_order
 from nvpstore.query.scope import OUT
+from nvpstore.query.writing import written
 
 # Bounds are a little wider than stored times: whoever wrote them may have rounded differently.
 _SEGMENTS = """
@@ -149,8 +150,8 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
     among = _among(con, relaxed)
     if among and scope is not None and whole_videos(scope) is not None:
         scope = relaxed = None  # the videos are all that it says
-    certain = "true" if scope is None else "false" if whole is None else whole.sql("duckdb")
-    condition = "" if relaxed is None else f" WHERE {relaxed.sql('duckdb')}"
+    certain = "true" if scope is None else "false" if whole is None else written(whole)
+    condition = "" if relaxed is None else f" WHERE {written(relaxed)}"
     decided = scope is None or (whole is not None and not is_frame_level(scope))
     lean = not among and options.every is None and decided
     query = "SELECT {columns}, {whole} AS whole FROM (" + _SEGMENTS + f") AS {OUT}{{where}}"
@@ -170,7 +171,7 @@ def _among(con: duckdb.DuckDBPyConnection, relaxed: exp.Expr | None) -> str:
     condition = None if relaxed is None else weaken(relaxed.copy(), whole_videos)
     if condition is None:
         return ""
-    query = f"SELECT video_id FROM idx.store.videos AS {OUT} WHERE {condition.sql('duckdb')}"
+    query = f"SELECT video_id FROM idx.store.videos AS {OUT} WHERE {written(condition)}"
     try:
         videos = con.sql(query).to_arrow_table()["video_id"]
     except duckdb.Error:
@@ -305,7 +306,7 @@ def _kept(
     candidates = work_table(rows, found, keep).append_column("place", pa.array(np.flatnonzero(keep)))
     con.register(_CANDIDATES, candidates)
     try:
-        query = f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {scope.sql('duckdb')}"
+        query = f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {written(scope)}"
         places = con.sql(query).to_arrow_table()["place"].to_numpy()
     except duckdb.Error:
         return None

@@ -1,4 +1,4 @@
-"""A checked tree as the text that DuckDB runs."""
+"""A checked tree, or a part of one, as the text that DuckDB runs: nothing else writes for it."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ ROWS = """
 5  SELECT * FROM labels WHERE label = 'cat' AND ts > 1 LIMIT 5
 5  SELECT upper(label) || 'x', score * 2 FROM labels l WHERE l.score > 0.1 LIMIT 5
 5  SELECT image FROM frames LIMIT 5
+5  SELECT label AS l, l || 'x' FROM labels LIMIT 5
 5  SELECT l.label, v.name FROM labels l JOIN videos v USING (video_id) WHERE v.tags['camera'] = 'gate' LIMIT 5
 5  SELECT l.label FROM labels l, videos v WHERE l.video_id = v.video_id LIMIT 5
 5  SELECT label FROM labels WHERE video_id IN (SELECT video_id FROM videos WHERE name = '7') LIMIT 5
@@ -75,7 +76,8 @@ def test_rows_under_a_limit_are_enough(snapshot: FixtureSnapshot, rows: int, sql
     ],
 )
 def test_all_rows_are_needed_where_that_is_not_certain(snapshot: FixtureSnapshot, sql: str) -> None:
-    assert enough(snapshot, sql) == Enough()
+    found = enough(snapshot, sql)
+    assert (found.rows, found.once) == (None, None)
 
 
 def test_no_aggregate_of_duckdb_is_taken_for_a_plain_function(snapshot: FixtureSnapshot) -> None:
@@ -95,7 +97,8 @@ def test_no_aggregate_of_duckdb_is_taken_for_a_plain_function(snapshot: FixtureS
                 parsed = enough(snapshot, sql)
             except Exception:  # refused or not parsed: never run
                 continue
-            assert parsed == Enough(), sql
+            assert parsed.rows is None, sql
+            assert not enough(snapshot, sql.removesuffix(" LIMIT 5")).streams, sql
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,19 @@ def test_one_row_decides_an_exists(snapshot: FixtureSnapshot, sql: str) -> None:
 )
 def test_one_row_does_not_decide_other_exists(snapshot: FixtureSnapshot, sql: str) -> None:
     assert enough(snapshot, sql) == Enough()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT label FROM labels",
+        "SELECT label, random() FROM labels l WHERE l.score > 0.3 AND ts < 1",
+        "SELECT label AS l, l || 'x' FROM labels",
+        "SELECT * EXCLUDE (label) FROM labels(stride := 3)",
+    ],
+)
+def test_filters_and_projections_stream(snapshot: FixtureSnapshot, sql: str) -> None:
+    assert enough(snapshot, sql) == Enough(streams=True)
 
 
 # ---------------------------------------------------------------- what is touched
