@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -19,12 +19,19 @@ from nvpstore.storage import keys
 from nvpstore.storage.documents import encode_meta, encode_task
 from nvpstore.storage.log import LogDraft, create_archive, open_log
 from nvpstore.storage.objects import ObjectStore, open_store
-from nvpstore.storage.tables import encode_latents, encode_manifest, encode_routes, encode_weights
+from nvpstore.storage.tables import (
+    SEGMENTS_PER_FILE,
+    encode_latents,
+    encode_manifest,
+    encode_routes,
+    encode_weights,
+)
 from nvpstore.tasks.registry import LoadedTask, builtin_spec, load
 from nvpstore.types import (
     RouteRecord,
     SegmentRecord,
     StoredObject,
+    StoredStage,
     TaskRecord,
     TaskRoutes,
     VideoMeta,
@@ -36,7 +43,10 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What is drawn: `tasks` are names with the stage and the cut of their one route (stage rgb: pixels)."""
+    """What is drawn: `tasks` are names with the stage and the cut of their one route (stage rgb: pixels).
+
+    With `one_decoder` all segments have the same weights, each stored as its own: drawn once, which is fast.
+    """
 
     preset: str
     height: int
@@ -44,6 +54,7 @@ class Shape:
     segments: int
     frames: int
     tasks: Mapping[str, tuple[str, str]]
+    one_decoder: bool = False
 
 
 def draw_archive(root: str, shape: Shape) -> str:
@@ -82,7 +93,7 @@ def _commit(store: ObjectStore, kind: str, subject: str, objects: Sequence[Store
 
 def _video(store: ObjectStore, arch: Architecture, shape: Shape) -> tuple[VideoRecord, list[StoredObject]]:
     video_id, attempt = hashlib.sha256(repr(shape).encode()).hexdigest()[:32], keys.new_attempt()
-    drawn = [store_weights(Decoder(arch), segment=n) for n in range(shape.segments)]
+    drawn = _weights(arch, shape)
     latents = [
         store_latents(
             torch.randn(shape.frames, *arch.latent_shape),
@@ -92,8 +103,15 @@ def _video(store: ObjectStore, arch: Architecture, shape: Shape) -> tuple[VideoR
         )
         for n in range(shape.segments)
     ]
-    weights = encode_weights(keys.weights_key(video_id, attempt, 0), [s for stages in drawn for s in stages])
-    coded = encode_latents(keys.latents_key(video_id, attempt, 0), latents)
+    files = [
+        (
+            encode_weights(keys.weights_key(video_id, attempt, first), [s for n in some for s in drawn[n]]),
+            encode_latents(keys.latents_key(video_id, attempt, first), [latents[n] for n in some]),
+        )
+        for first, some in _file_parts(shape.segments)
+    ]
+    weights = [group for file, _ in files for group in file.row_groups]
+    coded = [group for _, file in files for group in file.row_groups]
     count = len(arch.stage_names)
     segments = tuple(
         SegmentRecord(
@@ -105,9 +123,9 @@ def _video(store: ObjectStore, arch: Architecture, shape: Shape) -> tuple[VideoR
             frame_psnr=np.full(shape.frames, 30, np.float32),
             codec=arch.codec,
             architecture=arch.to_json(),
-            stages=tuple(zip(arch.stage_names, weights.row_groups[n * count : (n + 1) * count], strict=True)),
+            stages=tuple(zip(arch.stage_names, weights[n * count : (n + 1) * count], strict=True)),
             gflops=stage_gflops(arch),
-            latents=coded.row_groups[n],
+            latents=coded[n],
         )
         for n in range(shape.segments)
     )
@@ -132,15 +150,28 @@ def _video(store: ObjectStore, arch: Architecture, shape: Shape) -> tuple[VideoR
         state="ready",
         fit_seconds=0.0,
         segments=segments,
-        footers={weights.row_groups[0].key: weights.footer, coded.row_groups[0].key: coded.footer},
+        footers={file.row_groups[0].key: file.footer for pair in files for file in pair},
     )
     meta = keys.meta_key(video_id, keys.new_attempt())
     return video, [
-        store.put(weights.row_groups[0].key, weights.data),
-        store.put(coded.row_groups[0].key, coded.data),
+        *(store.put(file.row_groups[0].key, file.data) for pair in files for file in pair),
         store.put(keys.manifest_key(video_id, attempt), encode_manifest(video)),
         store.put(meta, encode_meta(VideoMeta(video_id=video_id, name=video.name))),
     ]
+
+
+def _file_parts(segments: int) -> Iterator[tuple[int, range]]:
+    """The first segment of each file, and its segments."""
+    for first in range(0, segments, SEGMENTS_PER_FILE):
+        yield first, range(first, min(first + SEGMENTS_PER_FILE, segments))
+
+
+def _weights(arch: Architecture, shape: Shape) -> Sequence[Sequence[StoredStage]]:
+    """The stages of each segment."""
+    if not shape.one_decoder:
+        return [store_weights(Decoder(arch), segment=n) for n in range(shape.segments)]
+    stages = store_weights(Decoder(arch), segment=0)
+    return [[replace(stage, segment=n) for stage in stages] for n in range(shape.segments)]
 
 
 def _routes(

@@ -1,0 +1,1 @@
+"""What the query engine saves, and what it takes."""
