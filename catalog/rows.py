@@ -28,6 +28,7 @@ from nvpstore.types import (
 
 Row = dict[str, Any]
 
+_LATENTS_COLUMNS = ("latents_key", "latents_offset", "latents_bytes", "latents_sha256")
 _ROUTE_FIELDS = tuple(name for name in RouteRecord.__slots__ if name != "adapter")
 
 
@@ -77,12 +78,13 @@ def meta_row(meta: VideoMeta) -> Row:
 def video_row(video: VideoRecord) -> Row:
     same = (
         "video_id", "attempt", "sha256", "name", "state", "source_uri", "source_bytes", "container",
-        "source_codec", "width", "height", "rotation_degrees", "frames", "preset",
+        "source_codec", "width", "height", "rotation_degrees", "frames",
     )  # fmt: skip
     measured = ("psnr", "psnr_p5", "resize_bound_psnr", "fit_seconds")
     return {
         **{name: getattr(video, name) for name in same},
         **{name: _measured(getattr(video, name)) for name in measured},
+        "preset": video.preset or None,
         "time_base_num": video.time_base.numerator,
         "time_base_den": video.time_base.denominator,
         "fps_num": video.average_fps.numerator,
@@ -115,12 +117,9 @@ def segment_rows(video: VideoRecord) -> Iterator[Row]:
             "psnr": _measured(segment.psnr),
             "frame_psnr": segment.frame_psnr,
             "stored_bytes": segment.stored_bytes,
-            "codec": segment.codec,
-            "architecture": segment.architecture,
-            "latents_key": segment.latents.key,
-            "latents_offset": segment.latents.offset,
-            "latents_bytes": segment.latents.size_bytes,
-            "latents_sha256": segment.latents.sha256,
+            "codec": segment.codec or None,
+            "architecture": segment.architecture or None,
+            **_latents_columns(segment.latents),
         }
 
 
@@ -191,17 +190,25 @@ def segment_record(row: Row, stages: Sequence[Row]) -> SegmentRecord:
         pts=np.asarray(pts, dtype=np.int64),
         psnr=math.nan if row["psnr"] is None else row["psnr"],
         frame_psnr=np.asarray(row["frame_psnr"], dtype=np.float32),
-        codec=row["codec"],
-        architecture=row["architecture"],
+        codec=row["codec"] or "",
+        architecture=row["architecture"] or "",
         stages=tuple((stage["stage"], byte_range(stage)) for stage in stages),
         gflops=tuple(stage["gflops"] for stage in stages),
-        latents=ByteRange(
-            key=row["latents_key"],
-            offset=row["latents_offset"],
-            size_bytes=row["latents_bytes"],
-            sha256=row["latents_sha256"],
-        ),
+        latents=_latents(row),
     )
+
+
+def _latents_columns(part: ByteRange | None) -> Row:
+    if part is None:
+        return dict.fromkeys(_LATENTS_COLUMNS)
+    return dict(zip(_LATENTS_COLUMNS, (part.key, part.offset, part.size_bytes, part.sha256), strict=True))
+
+
+def _latents(row: Row) -> ByteRange | None:
+    if row["latents_key"] is None:
+        return None
+    key, offset, size_bytes, sha256 = (row[name] for name in _LATENTS_COLUMNS)
+    return ByteRange(key=key, offset=offset, size_bytes=size_bytes, sha256=sha256)
 
 
 def range_columns(part: ByteRange) -> Row:

@@ -61,7 +61,7 @@ class IndexedVideo:
     frames: int
     duration_seconds: float | None
     pts_origin: int | None
-    preset: str
+    preset: str | None
     psnr: float | None
     psnr_p5: float | None
     resize_bound_psnr: float | None
@@ -175,7 +175,12 @@ class Snapshot:
         return _video(found[0])
 
     def has_video(self, video_id: str) -> bool:
-        return bool(self._rows("SELECT 1 FROM idx.store.videos WHERE video_id = $id", {"id": video_id}))
+        return self.state(video_id) is not None
+
+    def state(self, video_id: str) -> VideoState | None:
+        """None where there is no such video."""
+        found = self._rows("SELECT state FROM idx.store.videos WHERE video_id = $id", {"id": video_id})
+        return found[0]["state"] if found else None
 
     def meta(self, video_id: str) -> VideoMeta:
         """What people said last about a video. Raises UsageError for an unknown id."""
@@ -281,9 +286,11 @@ class Snapshot:
     def base(self, video_id: str) -> Base:
         """This state, for a commit of the video to be prepared on."""
         kept = [obj for obj in self.objects(video_id) if obj.key.startswith(SOURCES_PREFIX)]
+        state = self.state(video_id)
         return Base(
             number=self.number,
-            stored=self.has_video(video_id),
+            stored=state is not None,
+            fitted=state not in (None, "added"),
             latest_attempt=self.latest_attempt,
             source=kept[0] if kept else None,
         )

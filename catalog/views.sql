@@ -2,7 +2,10 @@
 CREATE VIEW videos AS
 SELECT v.video_id, v.name, v.duration, v.fps_num / v.fps_den AS fps, v.width, v.height, v.frames,
        v.psnr, v.psnr_p5,
-       8.0 * (o.stored_bytes - o.other_stream_bytes) / nullif(v.width::DOUBLE * v.height * v.frames, 0) AS bpp,
+       -- An added video has bytes, but none of its pictures.
+       CASE WHEN v.state <> 'added' THEN
+           8.0 * (o.stored_bytes - o.other_stream_bytes) / nullif(v.width::DOUBLE * v.height * v.frames, 0)
+       END AS bpp,
        o.stored_bytes, 0::BIGINT AS shared_bytes, v.state, v.tags, v.recorded_at,
        v.source_bytes, v.preset, v.fit_seconds, v.resize_bound_psnr
 FROM store.videos v

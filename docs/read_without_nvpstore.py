@@ -166,11 +166,11 @@ def frames(root: Path, video: str) -> Iterator[tuple[int, Fraction, torch.Tensor
     manifest = File(root, found[0], "manifest")
     info, rows = manifest.index, manifest.parquet.read().to_pylist()
     open_file = lru_cache(maxsize=2)(lambda key, kind: File(root, state[key], kind))
+    check(info["state"] != "added", f"{video} is only added: its frames are in the file {info['source_uri']}")
     for row in rows:
         arch, parts = json.loads(row["architecture"]), {part["part"]: part for part in row["parts"]}
         at = parts.pop("latents")
-        file = open_file(at["key"], "latents")
-        position, latent_rows = file.group(at)
+        position, latent_rows = (file := open_file(at["key"], "latents")).group(at)
         groups = {stage: open_file(at["key"], "weights").group(at)[1] for stage, at in parts.items()}
         stages = {stage: {r["name"]: tensor(r) for r in group} for stage, group in groups.items()}
         batches = latents(latent_rows, file.index[position]).split(BATCH)

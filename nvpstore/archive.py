@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-from filelock import FileLock
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.catalog.answers import StoredResult, stored_results
@@ -24,10 +23,10 @@ from nvpstore.query.progress import OnProgress
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute, execute_stream
 from nvpstore.storage import keys
-from nvpstore.storage.commit import Base, register_task
 from nvpstore.storage.gc import Garbage, collect
 from nvpstore.storage.log import GRACE_SECONDS, Log, create_archive
 from nvpstore.storage.objects import ObjectStore, open_store
+from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import RangeReader
 from nvpstore.types import FrameBatch, VideoMeta, VideoState
@@ -39,13 +38,13 @@ from nvpstore.upkeep.progress import OnProgress as OnUpkeep
 from nvpstore.upkeep.renewal import renew_checkpoints
 from nvpstore.upkeep.report import VerifyReport
 from nvpstore.upkeep.verify import verify
-from nvpstore.video.source import digest_file, probe
+from nvpstore.video.source import probe
 
 if TYPE_CHECKING:
+    from nvpstore.ingest.adding import KeepAdded
     from nvpstore.ingest.estimate import Estimate
-    from nvpstore.ingest.pipeline import IngestProgress, IngestRequest, KeepSource
+    from nvpstore.ingest.pipeline import IngestProgress, KeepSource
     from nvpstore.query.operators import TorchOperators
-    from nvpstore.tasks.registry import LoadedTask
 
 T = TypeVar("T")
 
@@ -55,17 +54,20 @@ DEFAULT_PRESET = "demo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoSummary:
-    """One stored video, as `ingest` reports it. `psnr` (dB) as in the `videos` view."""
+    """One stored video, as `ingest` reports it. `psnr` (dB) as in the `videos` view.
+
+    An added video has no PSNR, bpp and fit time.
+    """
 
     video_id: str
     name: str
     state: VideoState
     frames: int
-    psnr: float
-    bpp: float
+    psnr: float | None
+    bpp: float | None
     stored_bytes: int
     source_bytes: int
-    fit_seconds: float
+    fit_seconds: float | None
     already_stored: bool
 
 
@@ -125,36 +127,113 @@ class Archive:
     ) -> VideoSummary:
         """Fit a video file and store it, with routes for `tasks`.
 
-        The same bytes again do no work (changed tags or a new name are recorded); `refit` fits anew.
+        The same bytes again do no work (changed tags or a new name are recorded), unless they were only
+        added; `refit` fits anew.
         `recorded_at` needs a time zone. `source_uri` says where the original is to be found, where that is
         not `path`. Raises SourceError for a file that is no whole video, UsageError for unknown tasks or
         presets, CommitDropped if the video is erased meanwhile.
         """
-        from nvpstore.codec.build import find_preset
-        from nvpstore.ingest.pipeline import IngestRequest
+        from nvpstore.ingest.writer import Writer
 
-        find_preset(preset)
-        file = Path(path)
-        probe(str(file))
-        video_id = digest_file(str(file))[0][:32]
-        loaded = [self._load_task(task) for task in dict.fromkeys(tasks)]
-        request = IngestRequest(
-            path=file,
-            name=name or file.name,
+        video_id, new = Writer(self.catalog, progress).ingest(
+            path,
+            tasks=tasks,
             preset=preset,
-            tags=tags or {},
+            tags=tags,
+            name=name,
             recorded_at=recorded_at,
-            device=_device(device),
+            device=device,
             keep_source=keep_source,
             source_uri=source_uri,
             refit=refit,
         )
-        if self._fitted(request, loaded, video_id, progress or (lambda _: None)):
-            self._committed()
-            return self._summary(video_id, already_stored=False)
-        self._check_routes(self.catalog.snapshot(), video_id, tasks)
+        # What people said of a video stays when it is fitted; this is said now.
         self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
-        return self._summary(video_id, already_stored=True)
+        return self._written(video_id, tasks, new=new)
+
+    def add(
+        self,
+        path: str | Path,
+        *,
+        tasks: Sequence[str] = DEFAULT_TASKS,
+        tags: Mapping[str, str] | None = None,
+        name: str | None = None,
+        recorded_at: datetime | None = None,
+        keep_source: KeepAdded = "reference",
+        source_uri: str | None = None,
+        progress: Callable[[IngestProgress], None] | None = None,
+    ) -> VideoSummary:
+        """Register a video file without fitting it: queries read the original until `fit` has fitted it.
+
+        Takes about as long as reading the file. Any task of the archive can be asked of it; `tasks` are
+        registered if they are not yet. Otherwise as `ingest`; an original that is neither copied nor
+        referenced could not answer.
+        """
+        from nvpstore.ingest.writer import Writer
+
+        video_id, new = Writer(self.catalog, progress).add(
+            path,
+            tasks=tasks,
+            tags=tags,
+            name=name,
+            recorded_at=recorded_at,
+            keep_source=keep_source,
+            source_uri=source_uri,
+        )
+        if not new:
+            self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
+        return self._written(video_id, (), new=new)
+
+    def fit(
+        self,
+        ref: str,
+        *,
+        tasks: Sequence[str] = DEFAULT_TASKS,
+        preset: str = DEFAULT_PRESET,
+        device: str = "auto",
+        keep_source: KeepSource | None = None,
+        refit: bool = False,
+        progress: Callable[[IngestProgress], None] | None = None,
+    ) -> VideoSummary:
+        """Fit a video that was added, from its original; with `refit` also one that is fitted.
+
+        `keep_source` None leaves the original as it is kept now; "none" forgets it. Its name, tags and
+        answers' columns stay. Raises SourceError where the original is gone or another file, UsageError for
+        an unknown video, else as `ingest`.
+        """
+        from nvpstore.ingest.writer import Writer
+
+        video_id, new = Writer(self.catalog, progress).fit(
+            ref,
+            tasks=tasks,
+            preset=preset,
+            device=device,
+            keep_source=keep_source,
+            refit=refit,
+            cache=self._originals(),
+        )
+        return self._written(video_id, tasks, new=new)
+
+    def original(self, ref: str) -> Path:
+        """A file with the original's bytes on this machine: the file itself, or a copy in the cache.
+
+        Raises SourceError where it was not kept, is gone, or is another file by now.
+        """
+        snapshot = self.catalog.snapshot()
+        video = snapshot.video(snapshot.find_video(ref))
+        return original_file(self.store, video, cache=self._originals(), as_of=snapshot.number)
+
+    def videos_where(self, where: str | None = None) -> list[str]:
+        """Ids of the videos for which an SQL predicate over the columns of the `videos` view holds; all.
+
+        Raises QueryError for a wrong one.
+        """
+        return videos_where(
+            self.catalog.snapshot(),
+            where,
+            operators_factory=self._torch_operators,
+            settings=self.settings,
+        )
 
     def tag(
         self,
@@ -204,9 +283,10 @@ class Archive:
         """What `ingest` of this file would take on this machine, from a short trial."""
         from nvpstore.codec.build import find_preset
         from nvpstore.ingest.estimate import estimate_fit
+        from nvpstore.ingest.writer import usable_device
 
         found = find_preset(preset)
-        return estimate_fit(probe(str(path)), found, tasks=len(tasks), device=_device(device))
+        return estimate_fit(probe(str(path)), found, tasks=len(tasks), device=usable_device(device))
 
     def results(self, *, video: str | None = None, task: str | None = None) -> list[StoredResult]:
         """The stored answers of queries, oldest first: all, or those of a video or task.
@@ -257,13 +337,7 @@ class Archive:
 
         `where` is an SQL predicate over the columns of the `videos` view. Raises QueryError for a wrong one.
         """
-        chosen = videos_where(
-            self.catalog.snapshot(),
-            where,
-            operators_factory=self._torch_operators,
-            settings=self.settings,
-        )
-        report = copy_videos(self.catalog, target.catalog, chosen, progress=progress)
+        report = copy_videos(self.catalog, target.catalog, self.videos_where(where), progress=progress)
         target._committed()
         return report
 
@@ -359,7 +433,10 @@ class Archive:
     def frames(
         self, ref: str, *, start: float | None = None, end: float | None = None, batch_frames: int = 16
     ) -> Iterator[FrameBatch]:
-        """Decoded frames with start ≤ ts < end (seconds), at source size, as `export` writes them."""
+        """Decoded frames with start ≤ ts < end (seconds), at source size, as `export` writes them.
+
+        Of an added video they are the original's.
+        """
         snapshot = self.catalog.snapshot()
         video_id = snapshot.find_video(ref)
         yield from self._torch_operators().decode_frames(
@@ -379,7 +456,8 @@ class Archive:
         """Write a video for people: H.264 in mp4, `lossless` FFV1 RGB in mkv, PNGs for a folder (`…/`).
 
         An excerpt starts at time 0 and is silent. The file is marked as reconstructed, with the source's
-        digest, the model and its PSNR. `original` writes the source's own bytes, where they are kept. Raises
+        digest, the model and its PSNR; of an added video it shows the original's own pictures, and says so.
+        `original` writes the source's own bytes, where they are kept. Raises
         StoreError where `out` cannot be written, UsageError where no frames are asked for.
         """
         snapshot = self.catalog.snapshot()
@@ -389,51 +467,19 @@ class Archive:
         batches = self.frames(video.video_id, start=start, end=end)
         if start is not None or end is not None:
             return export_excerpt(video, batches, str(out), start=start, end=end, lossless=lossless)
-        return export_whole(self.store, video, batches, str(out), lossless=lossless)
+        sound = self.original(video.video_id) if video.state == "added" else None
+        return export_whole(self.store, video, batches, str(out), lossless=lossless, original=sound)
 
     # ------------------------------------------------------------ parts
 
-    def _load_task(self, name: str) -> LoadedTask:
-        """The task ready to run; registered in the archive if it was not."""
-        from nvpstore.tasks.registry import builtin_spec, load
+    def _written(self, video_id: str, tasks: Sequence[str], *, new: bool) -> VideoSummary:
+        if not new:
+            self._check_routes(self.catalog.snapshot(), video_id, tasks)
+        self._committed()
+        return self._summary(video_id, already_stored=not new)
 
-        task = load(builtin_spec(name))
-        record = task.record()
-        if not self.catalog.snapshot().has_task(record.name, record.version):
-            register_task(self.log, record)
-        return task
-
-    def _fitted(
-        self,
-        request: IngestRequest,
-        tasks: Sequence[LoadedTask],
-        video_id: str,
-        progress: Callable[[IngestProgress], None],
-    ) -> bool:
-        """Fit and commit the video; False where it is stored already and is not to be fitted anew."""
-        from nvpstore.ingest.pipeline import Ingest
-
-        work_dir = self.catalog.folder / "fits"
-        with _one_at_a_time(work_dir / f"{video_id}.lock"):
-            begun = self.catalog.snapshot()
-            if begun.has_video(video_id) and not request.refit:
-                return False
-            fit = Ingest(request, tasks, log=self.log, work_dir=work_dir, on_progress=progress)
-            try:
-                fit.run(lambda: self._base(video_id, begun=begun.number))
-            except CommitDropped:
-                # Another machine may have stored the same bytes first: then that is what is asked for.
-                if request.refit or not self.catalog.snapshot().has_video(video_id):
-                    raise
-                return False
-            return True
-
-    def _base(self, video_id: str, *, begun: int) -> Base:
-        """The state to commit a finished fit on, which was begun on log entry `begun`."""
-        snapshot = self.catalog.snapshot()
-        if video_id in snapshot.erased(after=begun):
-            raise CommitDropped(f"video {video_id} was erased while it was fitted: nothing was committed")
-        return snapshot.base(video_id)
+    def _originals(self) -> RangeCache:
+        return RangeCache(self.catalog.folder / "originals", budget_bytes=self.settings.cache_bytes)
 
     def _committed(self) -> None:
         # A checkpoint only spares others work: that it cannot be written now is no failure.
@@ -494,26 +540,3 @@ def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
     cache = RangeCache(catalog.folder / "ranges", budget_bytes=settings.cache_bytes)
     ranges = RangeReader(catalog.log.store, cache=cache)
     return KeptAnswers(catalog.log, catalog.snapshot, ranges, writes=settings.answers == "on")
-
-
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Two ingests of the same bytes on one machine: the second waits and finds them stored."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            yield
-    except OSError as cause:
-        raise StoreError(f"cannot work in {lock.parent}: {cause.strerror}") from cause
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked not in ("cpu", "cuda"):
-        raise UsageError(f"device {asked!r}: auto, cpu and cuda are allowed")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda': no CUDA device is usable here")
-    return asked

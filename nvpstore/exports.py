@@ -1,9 +1,9 @@
-"""Stored videos as files for people: always marked as reconstructed, unless they are the original itself."""
+"""Stored videos as files for people, marked as reconstructed where they do not come from the original."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,10 +29,16 @@ class ExportSummary:
 
 
 def export_whole(
-    store: ObjectStore, video: IndexedVideo, batches: Iterator[FrameBatch], out: str, *, lossless: bool
+    store: ObjectStore,
+    video: IndexedVideo,
+    batches: Iterator[FrameBatch],
+    out: str,
+    *,
+    lossless: bool,
+    original: Path | None = None,
 ) -> ExportSummary:
-    """All frames, with the source's sound."""
-    with _audio(store, video) as audio:
+    """All frames, with the source's sound: that of `original` where one is given."""
+    with nullcontext(str(original)) if original else _audio(store, video) as audio:
         return _write(video, batches, out, lossless=lossless, audio_from=audio)
 
 
@@ -72,7 +78,7 @@ def _write(
 ) -> ExportSummary:
     if out.endswith("/") or Path(out).is_dir():
         written = write_pngs(batches, out, metadata=_marks(video))
-        return ExportSummary(path=out, frames=written, reconstructed=True)
+        return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
     first = next(batches)
     written = write_video(
         chain([first], batches),
@@ -86,7 +92,7 @@ def _write(
         metadata=_marks(video),
         start_pts=int(first.pts[0]),
     )
-    return ExportSummary(path=out, frames=written, reconstructed=True)
+    return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
 
 
 @contextmanager
@@ -106,7 +112,9 @@ def _audio(store: ObjectStore, video: IndexedVideo) -> Iterator[str | None]:
 
 
 def _marks(video: IndexedVideo) -> dict[str, str]:
-    """What says in an exported file that its pictures are a reconstruction."""
+    """What says in an exported file where its pictures come from."""
+    if video.state == "added":
+        return {"comment": f"Encoded again from the original by {GENERATOR}. source sha256={video.sha256}"}
     return {
         "comment": (
             f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures. "

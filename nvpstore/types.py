@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-VideoState = Literal["added", "fitting", "ready", "below_target"]
+VideoState = Literal["added", "ready", "below_target"]
 RouteName = Literal["adapter", "pixel", "source"]
 RouteScope = Literal["segment", "video", "archive"]
 TaskKind = Literal["classification", "embedding", "detection", "segmentation", "depth", "action", "caption"]
@@ -177,7 +177,8 @@ class SegmentRecord:
 
     `architecture` is the decoder's JSON (codec.build). `stages` gives each stage's row group in
     decode order, so that a prefix of it is one contiguous range. `gflops` gives the cost of decoding
-    one frame up to and including each stage (2 × MAC). `pts` int64 [frames].
+    one frame up to and including each stage (2 × MAC). `pts` int64 [frames]. A segment that is not
+    fitted has no codec, architecture, stages or latents, and no PSNR (NaN, `frame_psnr` empty).
     """
 
     segment: int
@@ -190,7 +191,11 @@ class SegmentRecord:
     architecture: str
     stages: tuple[tuple[str, ByteRange], ...]
     gflops: tuple[float, ...]
-    latents: ByteRange
+    latents: ByteRange | None
+
+    @property
+    def fitted(self) -> bool:
+        return self.latents is not None
 
     @property
     def frames(self) -> int:
@@ -198,7 +203,13 @@ class SegmentRecord:
 
     @property
     def stored_bytes(self) -> int:
-        return self.latents.size_bytes + sum(r.size_bytes for _, r in self.stages)
+        latents = self.latents.size_bytes if self.latents else 0
+        return latents + sum(r.size_bytes for _, r in self.stages)
+
+    @property
+    def parts(self) -> tuple[tuple[str, ByteRange], ...]:
+        """The row groups of all stages, then that of the latents, by these names; none if not fitted."""
+        return (*self.stages, ("latents", self.latents)) if self.latents else ()
 
     def prefix(self, stage: str) -> ByteRange:
         """The contiguous range of all stages up to and including `stage` (digest left empty)."""
@@ -215,7 +226,8 @@ class VideoRecord:
     """A stored video as the manifest holds it. `footers` maps a weights or latents key to its footer.
 
     `psnr` is 10·log10(255² / mean squared error) over all frames, RGB, at source size, of what is
-    stored; `psnr_p5` the 5th percentile of the per-frame values.
+    stored; `psnr_p5` the 5th percentile of the per-frame values. Of an "added" video no segment is
+    fitted: it has no preset, and its measured values are NaN.
     """
 
     video_id: str

@@ -7,7 +7,9 @@ from nvpstore.api.commands import archive, ingest, query, results, tasks, videos
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
     archive.add_init,
+    ingest.add_add,
     ingest.add_ingest,
+    ingest.add_fit,
     query.add_sql,
     videos.add_ls,
     videos.add_show,

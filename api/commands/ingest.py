@@ -1,4 +1,4 @@
-"""`nvp ingest`: files, folders, globs and object-store prefixes in, one video each."""
+"""`nvp add`, `nvp ingest`, `nvp fit`: videos in, registered or fitted."""
 
 from __future__ import annotations
 
@@ -6,121 +6,152 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nvpstore.api.commands.opening import Subparsers, instant, open_archive, tag
+from nvpstore.api.commands.intake import (
+    DEFAULT_TASKS,
+    FILES,
+    SUMMARY,
+    add_fail_fast,
+    add_file_options,
+    add_fit_options,
+    add_task_option,
+    check_targets,
+    named_files,
+    one_after_another,
+    one_file,
+)
+from nvpstore.api.commands.opening import Subparsers, open_archive
 from nvpstore.api.output import Output
 from nvpstore.api.progress import AfterEstimate, ProgressLine, duration, size
-from nvpstore.errors import SourceError, UsageError
-from nvpstore.upkeep.folders import VIDEO_SUFFIXES, RemoteVideo, VideoFile, at_hand, expand
+from nvpstore.errors import UsageError
+from nvpstore.upkeep.folders import RemoteVideo, VideoFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nvpstore.archive import Archive, VideoSummary
 
-# Those of Archive.ingest; spelled out, since help must not load the archive.
-DEFAULT_PRESET = "demo"
-DEFAULT_TASKS = ("labels",)
-
-DESCRIPTION = f"""\
+INGEST = f"""\
 Fits and stores videos; a rerun continues, and what is stored already is no work.
 
-FILE is a video file, a folder (with all below it), a glob such as 'cam?/**/*.mp4', or the same in an object
-store: s3://bucket/clip.mp4, s3://bucket/prefix/, 's3://bucket/**/*.mp4'. Of folders, prefixes and globs
-these are taken: {" ".join(VIDEO_SUFFIXES)}
-
---json: video_id, name, state, frames, psnr, bpp, stored_bytes, source_bytes, fit_seconds, already_stored;
+{FILES}
+{SUMMARY};
 a list unless FILE is one file.
+"""
+ADD = f"""\
+Registers videos without fitting them, in about the time it takes to read them. Queries read the originals
+until `nvp fit` or `nvp ingest` has fitted them.
+
+{FILES}
+{SUMMARY};
+psnr, bpp and fit_seconds are null; a list unless FILE is one file.
+"""
+FIT = f"""\
+Fits videos that were added, from their originals; a rerun continues. Without VIDEO and --videos, all of them.
+
+{SUMMARY};
+a list unless one VIDEO is named.
 """
 
 
 def add_ingest(commands: Subparsers, **options: Any) -> None:
     parser = commands.add_parser(
-        "ingest", help="fit and store videos; a rerun continues", description=DESCRIPTION, **options
+        "ingest", help="fit and store videos; a rerun continues", description=INGEST, **options
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, glob or prefix")
-    parser.add_argument(
-        "--preset", default=DEFAULT_PRESET, metavar="NAME", help="how to fit (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--task",
-        action="append",
-        dest="tasks",
-        metavar="NAME",
-        help="task to prepare; repeatable (default: labels)",
-    )
-    parser.add_argument(
-        "--tag", action="append", dest="tags", type=tag, default=[], metavar="K=V", help="tag; repeatable"
-    )
-    parser.add_argument(
-        "--name", metavar="NAME", help="name of the video (default: the file's; one video only)"
-    )
-    parser.add_argument(
-        "--recorded-at",
-        type=instant,
-        metavar="TIME",
-        help="when the first frame was recorded: ISO 8601; UTC where it names no zone",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    add_file_options(parser)
+    add_fit_options(parser)
     parser.add_argument(
         "--keep-source",
         choices=("reference", "copy", "none"),
         default="reference",
         help="remember where the file is, copy it into the archive, or neither (default: reference)",
     )
-    parser.add_argument("--refit", action="store_true", help="fit again what is stored already")
-    parser.add_argument(
-        "--strict", action="store_true", help="fail where a video stays below its PSNR target"
-    )
-    parser.add_argument(
-        "--fail-fast", action="store_true", help="stop at the first file that is no video, of several"
-    )
+    add_fail_fast(parser)
     parser.set_defaults(run=ingest)
 
 
+def add_add(commands: Subparsers, **options: Any) -> None:
+    parser = commands.add_parser(
+        "add", help="register videos without fitting them", description=ADD, **options
+    )
+    add_file_options(parser)
+    add_task_option(parser)
+    parser.add_argument(
+        "--keep-source",
+        choices=("reference", "copy"),
+        default="reference",
+        help="remember where the file is, or copy it into the archive (default: reference)",
+    )
+    add_fail_fast(parser)
+    parser.set_defaults(run=add)
+
+
+def add_fit(commands: Subparsers, **options: Any) -> None:
+    parser = commands.add_parser("fit", help="fit videos that were added", description=FIT, **options)
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="id, its beginning, or a unique name")
+    parser.add_argument(
+        "--videos",
+        dest="where",
+        metavar="SQL",
+        help="those for which this holds, over the columns of the videos view",
+    )
+    add_fit_options(parser)
+    parser.add_argument(
+        "--keep-source",
+        choices=("reference", "copy", "none"),
+        help="from then on remember where the original is, copy it into the archive, or neither "
+        "(default: as it is kept now)",
+    )
+    add_fail_fast(parser)
+    parser.set_defaults(run=fit)
+
+
 def ingest(args: argparse.Namespace, output: Output) -> None:
-    videos = expand(args.files)
-    if args.name is not None and len(videos) > 1:
-        raise UsageError(f"--name with {len(videos)} files: name one file at a time")
+    videos, alone = named_files(args)
     archive = open_archive(args)
-    # One file that is named in full is one document, whatever a folder happens to hold.
-    alone = len(videos) == 1 and [videos[0].name] == [name.rpartition("/")[2] for name in args.files]
-    summaries, failures = [], []
-    for video in videos:
-        try:
-            summaries.append(_ingest_one(archive, video, args))
-        except SourceError as error:
-            if args.fail_fast or len(videos) == 1:
-                raise
-            failures.append(str(error))
-    value = summaries[0] if alone else summaries
-    output.done(value, text="\n".join(_sentence(summary) for summary in summaries) or "nothing was stored")
-    if failures:
-        raise SourceError(f"{len(failures)} of {len(videos)} files failed: {'; '.join(failures)}")
-    below = [s.name for s in summaries if s.state == "below_target"]
-    if args.strict and below:
-        raise SourceError(f"below the PSNR target: {', '.join(below)}")
+
+    def store(video: VideoFile) -> VideoSummary:
+        return one_file(archive, video, lambda path: _ingest_file(archive, video, path, args))
+
+    summaries = one_after_another(
+        videos, store, output, alone=alone, fail_fast=args.fail_fast, empty="nothing was stored"
+    )
+    check_targets(summaries, strict=args.strict)
 
 
-def _ingest_one(archive: Archive, video: VideoFile, args: argparse.Namespace) -> VideoSummary:
-    with at_hand(video, archive.catalog.folder / "incoming") as path:
-        try:
-            return _fit(archive, video, path, args)
-        except SourceError as error:
-            # Nobody knows the name of a temporary file.
-            raise SourceError(str(error).replace(str(path), str(video))) from error
+def add(args: argparse.Namespace, output: Output) -> None:
+    videos, alone = named_files(args)
+    archive = open_archive(args)
+
+    def store(video: VideoFile) -> VideoSummary:
+        return one_file(archive, video, lambda path: _add_file(archive, video, path, args))
+
+    one_after_another(videos, store, output, alone=alone, fail_fast=args.fail_fast, empty="nothing was added")
 
 
-def _fit(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> VideoSummary:
+def fit(args: argparse.Namespace, output: Output) -> None:
+    if args.videos and args.where is not None:
+        raise UsageError("VIDEO and --videos: give one or the other")
+    archive = open_archive(args)
+    where = [] if args.refit else ["state = 'added'"]
+    # On lines of its own, so that a comment in it ends before our parenthesis.
+    where += [] if args.where is None else [f"(\n{args.where}\n)"]
+    if args.refit and not args.videos and args.where is None:
+        raise UsageError("--refit: name each VIDEO, or choose with --videos")
+    videos = args.videos or archive.videos_where(" AND ".join(where))
+    summaries = one_after_another(
+        videos,
+        lambda ref: _fit_video(archive, ref, args),
+        output,
+        alone=len(args.videos) == 1,
+        fail_fast=args.fail_fast,
+        empty="no video is only added",
+    )
+    check_targets(summaries, strict=args.strict)
+
+
+def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> VideoSummary:
     tasks = tuple(args.tasks or DEFAULT_TASKS)
     line = ProgressLine(sys.stderr)
-
-    def estimate() -> str:
-        found = archive.estimate(path, preset=args.preset, tasks=tasks, device=args.device)
-        return (
-            f"{video}: {found.frames} frames, {found.segments} or more segments, "
-            f"at most {duration(found.seconds)}, about {size(found.stored_bytes)}"
-        )
-
     try:
         return archive.ingest(
             path,
@@ -131,14 +162,56 @@ def _fit(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespac
             recorded_at=args.recorded_at,
             device=args.device,
             keep_source=args.keep_source,
-            source_uri=video.uri if isinstance(video, RemoteVideo) else None,
+            source_uri=_uri(video),
             refit=args.refit,
-            progress=AfterEstimate(line, estimate),
+            progress=AfterEstimate(line, lambda: _estimate(archive, str(video), path, args)),
         )
     finally:
         line.close()
 
 
-def _sentence(summary: VideoSummary) -> str:
-    how = "already stored" if summary.already_stored else summary.state.replace("_", " ")
-    return f"{summary.video_id}  {summary.name}: {how}, {summary.psnr:.2f} dB, {size(summary.stored_bytes)}"
+def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> VideoSummary:
+    line = ProgressLine(sys.stderr)
+    try:
+        return archive.add(
+            path,
+            tasks=tuple(args.tasks or DEFAULT_TASKS),
+            tags=dict(args.tags),
+            name=args.name,
+            recorded_at=args.recorded_at,
+            keep_source=args.keep_source,
+            source_uri=_uri(video),
+            progress=AfterEstimate(line, lambda: f"{video}: reading it through"),
+        )
+    finally:
+        line.close()
+
+
+def _fit_video(archive: Archive, ref: str, args: argparse.Namespace) -> VideoSummary:
+    line = ProgressLine(sys.stderr)
+    try:
+        return archive.fit(
+            ref,
+            tasks=tuple(args.tasks or DEFAULT_TASKS),
+            preset=args.preset,
+            device=args.device,
+            keep_source=args.keep_source,
+            refit=args.refit,
+            progress=AfterEstimate(line, lambda: _estimate(archive, ref, archive.original(ref), args)),
+        )
+    finally:
+        line.close()
+
+
+def _uri(video: VideoFile) -> str | None:
+    return video.uri if isinstance(video, RemoteVideo) else None
+
+
+def _estimate(archive: Archive, named: str, path: Path, args: argparse.Namespace) -> str:
+    found = archive.estimate(
+        path, preset=args.preset, tasks=tuple(args.tasks or DEFAULT_TASKS), device=args.device
+    )
+    return (
+        f"{named}: {found.frames} frames, {found.segments} or more segments, "
+        f"at most {duration(found.seconds)}, about {size(found.stored_bytes)}"
+    )

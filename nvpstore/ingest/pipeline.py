@@ -19,7 +19,7 @@ import numpy as np
 
 from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
-from nvpstore.errors import CommitDropped
+from nvpstore.errors import CommitDropped, SourceError
 from nvpstore.ingest.routes import with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
 from nvpstore.routing.choice import choose
@@ -104,22 +104,38 @@ class Ingest:
         self.on_progress = on_progress
         self.work_dir = work_dir
 
-    def run(self, base: Callable[[], Base]) -> VideoRecord:
+    def run(self, video_id: str, base: Callable[[], Base]) -> VideoRecord:
         """Fit, put all objects, and commit them in one log entry. `base` tells the state to commit on.
 
-        Raises CommitDropped where the video was stored by others, or erased, meanwhile.
+        Raises SourceError where the file is not `video_id`, CommitDropped where the video was fitted by
+        others, or erased, meanwhile.
         """
         source = self._scan()
+        if source.video_id != video_id:
+            raise SourceError(
+                f"{source.info.path}: is another file by now: {source.video_id}, not {video_id}"
+            )
         work = self._work_folder(source)
         prepared = self._prepare(source, work)
         try:
-            video = commit_video(self.log, prepared, base(), replaces=self.request.refit)
+            video = self._commit(prepared, base)
         except CommitDropped:
             # Stored by others, or erased: then nothing of it may stay here.
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
         return video
+
+    def _commit(self, prepared: PreparedVideo, base: Callable[[], Base]) -> VideoRecord:
+        now = base()
+        try:
+            return commit_video(self.log, prepared, now, replaces=self.request.refit)
+        except CommitDropped:
+            # Somebody may have added it meanwhile, which is no reason not to store the fit.
+            again = base()
+            if now.stored or not again.stored or again.fitted:
+                raise
+            return commit_video(self.log, prepared, again, replaces=self.request.refit)
 
     def _prepare(self, source: SourceScan, work: Path) -> PreparedVideo:
         """Fit and measure every segment; finished files lie in `work`, under a provisional attempt."""

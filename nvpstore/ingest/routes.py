@@ -276,6 +276,7 @@ def with_bytes(route: RouteRecord, record: SegmentRecord, *, source_bytes: int) 
     """
     if route.route == "source":
         return replace(route, bytes=source_bytes)
+    assert record.latents is not None, "only fitted segments are decoded"
     size = record.prefix(route.stages[-1]).size_bytes + record.latents.size_bytes
     return replace(route, bytes=size)
 

@@ -28,12 +28,13 @@ from nvpstore.types import (
 class Base:
     """The state that a commit is prepared on: log entry `number`.
 
-    `stored` says whether the video is there; `source` is the original that is kept with it, if any. No
-    attempt of that state sorts above `latest_attempt`.
+    `stored` says whether the video is there, `fitted` whether it is more than added; `source` is the original
+    that is kept with it, if any. No attempt of that state sorts above `latest_attempt`.
     """
 
     number: int
     stored: bool
+    fitted: bool
     latest_attempt: str
     source: StoredObject | None = None
 
@@ -55,11 +56,12 @@ class PreparedVideo:
 def commit_video(log: Log, prepared: PreparedVideo, base: Base, *, replaces: bool) -> VideoRecord:
     """Store `prepared`; with `replaces` also in place of what is stored. Returns it as it is stored now.
 
-    Raises CommitDropped, with its own objects deleted again, where others stored or erased the video since
-    `base`; any other failure leaves orphans, for gc, and nothing visible.
+    A fitted video takes the place of one that is only added, whatever `replaces` says. Raises CommitDropped,
+    with its own objects deleted again, where others stored or erased the video since `base`; any other
+    failure leaves orphans, for gc, and nothing visible.
     """
     video_id = prepared.video.video_id
-    if base.stored and not replaces:
+    if base.stored and not replaces and (base.fitted or prepared.video.state == "added"):
         raise CommitDropped(f"video {video_id} is stored already: nothing was committed")
     # Only now, however long the fit took: an attempt is what gc measures the age of uploads by.
     attempt = keys.new_attempt(later_than=base.latest_attempt)
@@ -68,7 +70,7 @@ def commit_video(log: Log, prepared: PreparedVideo, base: Base, *, replaces: boo
         video = _put(log, prepared, base, attempt, objects)
         log.append(
             LogDraft(
-                kind="video", attempt=attempt, subject=video_id, objects=tuple(objects), replaces=base.stored
+                kind="video", attempt=attempt, subject=video_id, objects=tuple(objects), replaces=base.fitted
             ),
             after=base.number,
         )
@@ -147,5 +149,5 @@ def _moved_segment(segment: SegmentRecord, attempt: str) -> SegmentRecord:
     return replace(
         segment,
         stages=tuple((stage, moved(part)) for stage, part in segment.stages),
-        latents=moved(segment.latents),
+        latents=moved(segment.latents) if segment.latents else None,
     )

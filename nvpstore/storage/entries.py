@@ -27,9 +27,9 @@ class LogDraft:
 
     `subject` is a video id, a task's name or (for "init" and "gc") the archive's id. Nothing that people
     write about a video stands here: entries outlive an erased video. `replaces`: a "video" that takes the
-    place of one that is stored; without it the video must be new. `removed` are the keys that a "gc" is about
-    to delete, and attempts that sort below its `fence` are dead; of a "results" they are answers about its
-    video that are replaced. `grace_seconds` belongs to "init".
+    place of one that is fitted, whichever that is by now; without it nobody else may have stored it since.
+    `removed` are the keys that a "gc" is about to delete, and attempts that sort below its `fence` are dead;
+    of a "results" they are answers about its video that are replaced. `grace_seconds` belongs to "init".
     """
 
     kind: EntryKind

@@ -16,9 +16,6 @@ from nvpstore.errors import IntegrityError
 from nvpstore.storage.parquet import encode_groups, footer_of, read_index, required
 from nvpstore.types import ByteRange, SegmentRecord, StoredObject, VideoRecord
 
-# The latents' range stands in one list with those of the stages, under this name.
-_LATENTS = "latents"
-
 _PART = pa.struct(
     [
         required("part", pa.string()),
@@ -142,14 +139,14 @@ def _row(segment: SegmentRecord) -> dict[str, Any]:
         "codec": segment.codec,
         "architecture": segment.architecture,
         "gflops": list(segment.gflops),
-        "parts": [_part_row(*part) for part in (*segment.stages, (_LATENTS, segment.latents))],
+        "parts": [_part_row(*part) for part in segment.parts],
         "footers": [],
     }
 
 
 def _segment(row: dict[str, Any], pts: NDArray[np.int64], frame_psnr: NDArray[np.float32]) -> SegmentRecord:
     parts = {item["part"]: _range(item) for item in row["parts"]}
-    latents = parts.pop(_LATENTS)
+    latents = parts.pop("latents") if parts else None
     return SegmentRecord(
         segment=row["segment"],
         scene=row["scene"],

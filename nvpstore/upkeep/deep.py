@@ -19,7 +19,7 @@ from nvpstore.codec.build import Architecture
 from nvpstore.errors import CodecError, NvpError, SourceError
 from nvpstore.ingest.segment import psnr, rgb_tensor
 from nvpstore.storage.objects import ObjectStore
-from nvpstore.storage.originals import source_path
+from nvpstore.storage.originals import source_path, write_original
 from nvpstore.storage.tables import decode_latents, decode_manifest, decode_stages
 from nvpstore.types import RGB_STAGE, FrameBatch, SegmentRecord, SourceScan, StoredObject, VideoRecord
 from nvpstore.upkeep.progress import Counter, OnProgress
@@ -87,6 +87,10 @@ class _Look:
             self.damages.append(self._video.damage(manifest.key, str(error)))
             return
         with _original(self._store, record) as original:
+            if record.state == "added":
+                self._counter.add(record.frames)
+                self.damages += [] if original else [self._video.damage(manifest.key, _gone(record))]
+                return
             measured = [self._segment(record, segment, original) for segment in record.segments]
         errors = [each for each in measured if each is not None]
         if errors and len(errors) == len(measured):
@@ -114,6 +118,7 @@ class _Look:
     def _shown(self, record: VideoRecord, segment: SegmentRecord) -> Iterator[Tensor]:
         """The segment's frames as exported, uint8 [t, 3, height, width], some at a time."""
         prefix, latents_at = segment.prefix(RGB_STAGE), segment.latents
+        assert latents_at is not None, "only fitted segments are decoded"
         weights = self._store.get_range(prefix.key, prefix.offset, prefix.size_bytes)
         stages = decode_stages(
             weights, prefix.offset, record.footers[prefix.key], [found for _, found in segment.stages]
@@ -183,17 +188,22 @@ def _original(store: ObjectStore, record: VideoRecord) -> Iterator[SourceScan | 
 
 
 def _fetched(store: ObjectStore, record: VideoRecord, temporary: Path) -> Path | None:
-    """A referenced local file, the archive's own local copy, or its remote copy in `temporary`."""
+    """A referenced local file, the archive's own local copy, or a remote one in `temporary`."""
     uri = record.source_uri
     path = source_path(store, uri)
-    if path is not None or uri is None or "://" in uri:
+    far = uri is not None and "://" in uri
+    # Far away it is only looked for where nothing else is stored of the video.
+    if path is not None or uri is None or (far and record.state != "added"):
         return path
-    kept = StoredObject(key=uri, size_bytes=record.source_bytes, sha256=record.sha256)
     try:
-        store.get_file(kept, temporary)
+        write_original(store, record, temporary)
     except NvpError:  # damage of the copy is found when its digest is compared
         return None
     return temporary
+
+
+def _gone(record: VideoRecord) -> str:
+    return f"it is only added, and its original is not at {record.source_uri} with the bytes that were added"
 
 
 def _psnr(errors: Errors) -> float:

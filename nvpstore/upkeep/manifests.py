@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from nvpstore.catalog import Snapshot
@@ -21,7 +21,7 @@ def manifest_parts(record: VideoRecord, sizes: Mapping[str, int], about: Damage)
     """
     parts: dict[str, list[Part]] = {}
     for segment in record.segments:
-        for stage, found in (*segment.stages, ("latents", segment.latents)):
+        for stage, found in segment.parts:
             damage = replace(about, segment=segment.segment, stage=stage)
             parts.setdefault(found.key, []).append(_part(found, damage))
     for key, footer in record.footers.items():
@@ -50,7 +50,7 @@ def misfits(
     """Where a readable manifest contradicts its own name or the objects that the log names."""
     if (record.video_id, record.attempt) != (manifest.video_id, manifest.attempt):
         yield replace(about, found=f"it is the manifest of {record.video_id}, attempt {record.attempt}")
-    named = {found.key for segment in record.segments for found in _ranges(segment.stages, segment.latents)}
+    named = {found.key for segment in record.segments for _, found in segment.parts}
     for key in sorted(named - objects.keys()):
         yield replace(about, found=f"it refers to {key}, which no log entry names")
     for key in sorted(named - record.footers.keys()):
@@ -59,11 +59,6 @@ def misfits(
         yield replace(about, found=f"what it says of {record.audio.key} differs from the log")
     if [segment.segment for segment in record.segments] != list(range(len(record.segments))):
         yield replace(about, found="its segments are not numbered from 0 on")
-
-
-def _ranges(stages: Iterable[tuple[str, ByteRange]], latents: ByteRange) -> Iterator[ByteRange]:
-    yield from (found for _, found in stages)
-    yield latents
 
 
 def _part(found: ByteRange, about: Damage) -> Part:

@@ -39,7 +39,8 @@ class DeepReport:
     """What decoding everything again has shown.
 
     `frames` of `videos` were decoded. Those of `compared` videos gave the stored PSNR within 0.01 dB, if no
-    damage says otherwise; of `not_compared` ones no original was at hand, or not all could be decoded.
+    damage says otherwise; of `not_compared` ones no original was at hand, or not all could be decoded, or
+    they are only added: then the original was looked at.
     """
 
     videos: int

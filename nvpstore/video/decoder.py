@@ -111,6 +111,25 @@ class Decoder:
         except av.FFmpegError as error:
             raise self.damaged(error.strerror or str(error)) from error
 
+    def packets(self) -> Iterator[tuple[int | None, bool]]:
+        """(pts, whether decoding can start there) of every packet of the stream, in decoding order.
+
+        Nothing is decoded; each counts as a frame. Raises SourceError where the container is damaged.
+        """
+        streams = [s for s in self.container.streams if s is self.stream or s.type == "audio"]
+        try:
+            for packet in self.container.demux(streams):
+                self._note(packet)
+                if packet.stream.index == self.stream.index and packet.size > 0 and not packet.is_discard:
+                    self.decoded += 1
+                    yield packet.pts, bool(packet.is_keyframe)
+        except av.FFmpegError as error:
+            raise self.damaged(error.strerror or str(error)) from error
+
+    def indexed_keyframes(self) -> list[int]:
+        """Decoding times of keyframes, ascending; empty where the container has no index."""
+        return sorted(entry.timestamp for entry in self.stream.index_entries if entry.is_keyframe)
+
     def seek(self, pts: int) -> None:
         """Continue at the nearest keyframe at or before `pts`, as far as the container's index can tell."""
         try:

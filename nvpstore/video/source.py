@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 20
 _PROGRESS_FRAMES = 16
 _SEEK_BACK_FRAMES = (0, 64)
 
-_Stamped = tuple[int, VideoFrame]  # (pts, frame)
+Stamped = tuple[int, VideoFrame]  # (pts, frame)
 
 
 def probe(path: str) -> SourceInfo:
@@ -59,10 +59,10 @@ def scan(
     if max_segment_frames < 1:
         raise ValueError(f"max_segment_frames {max_segment_frames} must be at least 1")
     with open_decoder(path) as decoder:
-        before = _fingerprint(path)
+        before = fingerprint(path)
         info, pts, cuts = _scan_frames(decoder, CutDetector(cut_threshold), progress or _no_progress)
         sha256, size_bytes = digest_file(path)
-        if _fingerprint(path) != before or size_bytes != info.size_bytes:
+        if fingerprint(path) != before or size_bytes != info.size_bytes:
             raise SourceError(f"{path}: changed while it was read; a finished file is needed")
     segments = divide(cuts, frames=len(pts), max_segment_frames=max_segment_frames)
     return SourceScan(info=info, sha256=sha256, pts=pts, segments=segments)
@@ -127,7 +127,7 @@ def _read_batches(
 ) -> Iterator[FrameBatch]:
     if scan is not None:
         end_frame = scan.frames if end_frame is None else min(end_frame, scan.frames)
-        found = _checked(path, start_frame, scan)
+        found = checked_frames(path, start_frame, scan)
     else:
         found = _sequential(path, start_frame)
     next_frame = start_frame
@@ -142,13 +142,13 @@ def _read_batches(
             yield batch
 
 
-def _sequential(path: str, start_frame: int) -> Generator[_Stamped]:
+def _sequential(path: str, start_frame: int) -> Generator[Stamped]:
     with open_decoder(path) as decoder:
         yield from islice(decoder.frames(), start_frame, None)
         decoder.check_complete()
 
 
-def _checked(path: str, start_frame: int, scan: SourceScan) -> Generator[_Stamped]:
+def checked_frames(path: str, start_frame: int, scan: SourceScan) -> Generator[Stamped]:
     """Frames from `start_frame` on, each with the pts that the scan found there."""
     frame = start_frame
     with closing(_sought(path, start_frame, scan)) as found:
@@ -167,7 +167,7 @@ def _checked(path: str, start_frame: int, scan: SourceScan) -> Generator[_Stampe
         )
 
 
-def _sought(path: str, start_frame: int, scan: SourceScan) -> Generator[_Stamped]:
+def _sought(path: str, start_frame: int, scan: SourceScan) -> Generator[Stamped]:
     # An index is in decoding order and may be coarse: the keyframe found first may be shown after the frame
     # wanted. Then look further back, and at last decode from the start.
     for back_frames in _SEEK_BACK_FRAMES if start_frame > 0 else ():
@@ -180,7 +180,7 @@ def _sought(path: str, start_frame: int, scan: SourceScan) -> Generator[_Stamped
     yield from _sequential(path, start_frame)
 
 
-def _seek(decoder: Decoder, seek_pts: int, *, wanted_pts: int) -> Iterator[_Stamped] | None:
+def _seek(decoder: Decoder, seek_pts: int, *, wanted_pts: int) -> Iterator[Stamped] | None:
     """The frames from `wanted_pts` on, or None if it was not met."""
     frames = decoder.frames()
     try:
@@ -196,7 +196,7 @@ def _seek(decoder: Decoder, seek_pts: int, *, wanted_pts: int) -> Iterator[_Stam
     return None
 
 
-def _to_batch(converter: Converter, first_frame: int, chunk: list[_Stamped]) -> FrameBatch:
+def _to_batch(converter: Converter, first_frame: int, chunk: list[Stamped]) -> FrameBatch:
     width, height = converter.size
     rgb_thwc = np.empty((len(chunk), height, width, 3), dtype=np.uint8)
     for target, (_, frame) in zip(rgb_thwc, chunk, strict=True):
@@ -255,7 +255,7 @@ def _describe(decoder: Decoder, converter: Converter) -> SourceInfo:
     )
 
 
-def _fingerprint(path: str) -> tuple[int, int]:
+def fingerprint(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

@@ -23,13 +23,6 @@ pytestmark = pytest.mark.slow  # fits
 FIRST = "SELECT frame, label, route, fidelity FROM labels{} WHERE rank = 1 ORDER BY frame"
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
-    """An empty archive, once as files and once on a real S3 server."""
-    root = request.getfixturevalue("s3_root") if request.param == "s3" else tmp_path / "archive"
-    return open_micro(root, tmp_path / "cache", create=True)
-
-
 def clip(folder: Path, **fields: Any) -> Path:
     return write_clip(folder, Clip(**{"frames": 6, **fields}))
 

@@ -34,7 +34,7 @@ def recommit(archive: Archive, folder: Path, change: Callable[[VideoRecord], Vid
     prepared = PreparedVideo(
         video=change(record), routes=(), files=files, meta=VideoMeta(video_id=video_id, name="")
     )
-    base = Base(number=snapshot.number, stored=True, latest_attempt=snapshot.latest_attempt)
+    base = Base(number=snapshot.number, stored=True, fitted=True, latest_attempt=snapshot.latest_attempt)
     return commit_video(archive.log, prepared, base, replaces=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan, TaskRecord
-from nvpstore.video.source import probe, read_frames
+from nvpstore.video.reader import FrameReader, IdleReaders
+from nvpstore.video.source import probe
 
 if TYPE_CHECKING:
     from nvpstore.catalog import Snapshot
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 # Adapters that a query passes over lie between those that it uses: these many bytes cost less than a request.
 ADAPTER_BRIDGE_BYTES = 64 << 10
+IDLE_READERS = 2  # originals that stay open between batches; each holds its decoder's pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +94,14 @@ class TorchOperators:
         ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
         self._ranges = RangeReader(store, cache=ranges)
         self._index = Remembered()
+        self._readers = IdleReaders(most=IDLE_READERS)
         self.sharing = Sharing()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
 
     def identity(self, snapshot: Snapshot, video_id: str, segment: int) -> Hashable:
-        """The latents' place: its key holds the attempt."""
-        return self._index.segment(snapshot, video_id, segment).latents
+        """The latents' place: its key holds the attempt. Of what is not fitted, the original's name."""
+        return self._index.segment(snapshot, video_id, segment).latents or (video_id, segment)
 
     def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> FetchedSegment:
         """The stage prefix by one request, the latents by one more; each row group verified by digest."""
@@ -187,16 +191,16 @@ class TorchOperators:
 
     def source(self, snapshot: Snapshot, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, object]:
         """`{"rgb": Pixels}` read from the original; SourceError where it is gone or another file."""
-        scan = self._source_scan(snapshot, video_id)
-        wanted = set(frames.tolist())
-        parts = []
-        batches = read_frames(
-            scan.info.path, start_frame=int(frames[0]), end_frame=int(frames[-1]) + 1, scan=scan
-        )
-        for batch in batches:
-            keep = [i for i in range(len(batch)) if batch.first_frame + i in wanted]
-            parts.append(torch.from_numpy(batch.rgb_thwc[keep]).permute(0, 3, 1, 2))
-        return {RGB_STAGE: SourcePixels(rgb=torch.cat(parts))}
+        reader = self._readers.take(video_id, int(frames[0]))
+        if reader is None:
+            reader = FrameReader(self._source_scan(snapshot, video_id))
+        try:
+            rgb = torch.from_numpy(reader.read(frames)).permute(0, 3, 1, 2)
+        except BaseException:
+            reader.close()
+            raise
+        self._readers.give_back(video_id, reader)
+        return {RGB_STAGE: SourcePixels(rgb=rgb)}
 
     @torch.inference_mode()
     def adapt(self, features: Mapping[str, Tensor], route: LoadedRoute) -> Sequence[Tensor]:
@@ -245,26 +249,18 @@ class TorchOperators:
             inside[record.segment] = np.flatnonzero((ts >= first) & (ts < last))
 
         def begin(record: SegmentRecord) -> Prefetched:
-            return self.prefetch(snapshot, segment=(video_id, record.segment, RGB_STAGE), adapters=())
+            segment = (video_id, record.segment, RGB_STAGE) if record.fitted else None
+            return self.prefetch(snapshot, segment=segment, adapters=())
 
         needed = [record for record in records if len(inside[record.segment])]
         with closing(ahead(needed, begin)) as turns:
             for record in turns:
-                handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
-                yield from self._shown(handle, inside[record.segment], batch_frames)
-
-    def _shown(
-        self, handle: FetchedSegment, positions: NDArray[np.int64], batch_frames: int
-    ) -> Iterator[FrameBatch]:
-        """A segment's frames at `positions` [t] in it, as people see them."""
-        record = handle.record
-        for part in np.split(positions, range(batch_frames, len(positions), batch_frames)):
-            pixels = self.decode(handle, part + record.start_frame, (RGB_STAGE,))[RGB_STAGE]
-            assert isinstance(pixels, DecodedPixels), "the rgb stage gives pixels"
-            # TxCxHxW -> TxHxWxC
-            rgb = pixels.for_people().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            first = int(part[0]) + record.start_frame
-            yield FrameBatch(first_frame=first, rgb_thwc=rgb, pts=record.pts[part])
+                if record.fitted:
+                    handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
+                    frames = partial(self.decode, handle, taps=(RGB_STAGE,))
+                else:
+                    frames = partial(self.source, snapshot, video_id)
+                yield from _shown(record, inside[record.segment], frames, batch_frames)
 
     def _source_scan(self, snapshot: Snapshot, video_id: str) -> SourceScan:
         """What reading the original at any frame needs, from the catalog instead of a pass over the file."""
@@ -291,5 +287,22 @@ def _cache(folder: Path, budget_bytes: int) -> RangeCache:
 
 def _segment_ranges(record: SegmentRecord, stage: str) -> list[ByteRange]:
     """The row groups of all stages up to and including `stage`, which are neighbours, and the latents."""
+    assert record.latents is not None, "only fitted segments are decoded"
     names = [name for name, _ in record.stages]
     return [*(group for _, group in record.stages[: names.index(stage) + 1]), record.latents]
+
+
+def _shown(
+    record: SegmentRecord,
+    positions: NDArray[np.int64],
+    frames: Callable[[NDArray[np.int64]], Mapping[str, object]],
+    batch_frames: int,
+) -> Iterator[FrameBatch]:
+    """A segment's frames at `positions` [t] in it, as people see them."""
+    for part in np.split(positions, range(batch_frames, len(positions), batch_frames)):
+        pixels = frames(part + record.start_frame)[RGB_STAGE]
+        assert isinstance(pixels, DecodedPixels | SourcePixels), "the rgb stage gives pixels"
+        # TxCxHxW -> TxHxWxC
+        rgb = pixels.for_people().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        first = int(part[0]) + record.start_frame
+        yield FrameBatch(first_frame=first, rgb_thwc=rgb, pts=record.pts[part])

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from nvpstore import archive
-from nvpstore.api.commands import ingest
+from nvpstore.api.commands import intake
 
 if TYPE_CHECKING:
     from tests.api.conftest import Nvp
@@ -197,4 +197,4 @@ class TestUpkeep:
 
 
 def test_the_defaults_of_help_are_the_archive_s() -> None:
-    assert (ingest.DEFAULT_PRESET, ingest.DEFAULT_TASKS) == (archive.DEFAULT_PRESET, archive.DEFAULT_TASKS)
+    assert (intake.DEFAULT_PRESET, intake.DEFAULT_TASKS) == (archive.DEFAULT_PRESET, archive.DEFAULT_TASKS)
