@@ -8,7 +8,8 @@ baselines  sharing and stored answers, against decoding for each query, and agai
 sharing    the results of benchmarks.sharing
 planning   those of benchmarks.planning, on an index of a million segments
 
-The last two take several minutes each, and run only when they are named. Figures are medians with the least
+The last two take several minutes each, and run only when they are named; the others together take about 20
+minutes on two free cores. Figures are medians with the least
 and the most. Only the parts that ran are written.
 """
 
