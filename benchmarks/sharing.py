@@ -35,6 +35,7 @@ from nvpstore.codec.hnerv import Decoder, Stem, UpBlock, on_device
 from nvpstore.config import Settings
 from nvpstore.query.measured import Measured
 from nvpstore.query.operators import TorchOperators
+from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute
 from nvpstore.storage.objects import open_store
@@ -82,7 +83,9 @@ class Session:
 
     def ask(self, sql: str, operators: TorchOperators) -> Result:
         snapshot = Catalog(open_store(self.root), self.settings.cache_dir).snapshot()
-        return execute(sql, snapshot=snapshot, operators_factory=lambda: operators, settings=self.settings)
+        return execute(
+            Request(sql=sql, snapshot=snapshot, operators_factory=lambda: operators, settings=self.settings)
+        )
 
 
 def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -20,6 +20,7 @@ from nvpstore.exports import ExportSummary, export_excerpt, export_original, exp
 from nvpstore.query.attached import attach_views
 from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.progress import OnProgress
+from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute, execute_stream
 from nvpstore.storage import keys
@@ -358,34 +359,24 @@ class Archive:
         same rules as the query.
         """
 
-        def answered(snapshot: Snapshot) -> Result:
-            return execute(
-                query,
-                snapshot=snapshot,
-                operators_factory=self._torch_operators,
-                settings=self.settings,
-                params=params,
-                tables=tables,
-                views=views,
-                on_progress=progress,
-                answers=self._kept.at(snapshot) if self._kept else None,
-            )
-
-        return self._read(answered)
+        request = self._request(query, params=params, tables=tables, views=views, progress=progress)
+        return self._read(lambda snapshot: execute(request(snapshot)))
 
     def stream(
-        self, query: str, *, params: Sequence[Any] | Mapping[str, Any] | None = None
+        self,
+        query: str,
+        *,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        tables: Mapping[str, Any] | None = None,
+        views: Mapping[str, str] | None = None,
+        progress: OnProgress | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of one SELECT in batches, as they are computed: for answers larger than memory."""
-        snapshot = self.catalog.snapshot()
-        return execute_stream(
-            query,
-            snapshot=snapshot,
-            operators_factory=self._torch_operators,
-            settings=self.settings,
-            params=params,
-            answers=self._kept.at(snapshot) if self._kept else None,
-        )
+        """The rows of one SELECT in batches, as they are computed: for answers larger than memory.
+
+        The rest as in `sql`.
+        """
+        request = self._request(query, params=params, tables=tables, views=views, progress=progress)
+        return execute_stream(request(self.catalog.snapshot()))
 
     def attach(self, con: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
         """Add the views `videos segments tasks routes` to a DuckDB connection of the caller's, as of now.
@@ -471,6 +462,32 @@ class Archive:
         return export_whole(self.store, video, batches, str(out), lossless=lossless, original=sound)
 
     # ------------------------------------------------------------ parts
+
+    def _request(
+        self,
+        sql: str,
+        *,
+        params: Sequence[Any] | Mapping[str, Any] | None,
+        tables: Mapping[str, Any] | None,
+        views: Mapping[str, str] | None,
+        progress: OnProgress | None,
+    ) -> Callable[[Snapshot], Request]:
+        """A query of this archive, on the snapshot that the returned function is given."""
+
+        def on(snapshot: Snapshot) -> Request:
+            return Request(
+                sql=sql,
+                snapshot=snapshot,
+                operators_factory=self._torch_operators,
+                settings=self.settings,
+                params=params,
+                tables=tables,
+                views=views,
+                on_progress=progress,
+                answers=self._kept.at(snapshot) if self._kept else None,
+            )
+
+        return on
 
     def _written(self, video_id: str, tasks: Sequence[str], *, new: bool) -> VideoSummary:
         if not new:

@@ -18,6 +18,7 @@ from nvpstore.catalog import Catalog
 from nvpstore.config import Settings, load_settings
 from nvpstore.query.keeping import KeptAnswers
 from nvpstore.query.operators import TorchOperators
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.storage.local import LocalStore
 from nvpstore.storage.ranges import RangeReader
@@ -109,11 +110,13 @@ class Session:
         began = time.perf_counter()
         snapshot = self.catalog.snapshot()
         result = execute(
-            sql,
-            snapshot=snapshot,
-            operators_factory=lambda: self.operators,
-            settings=self.settings,
-            answers=self.kept.at(snapshot) if self.kept else None,
+            Request(
+                sql=sql,
+                snapshot=snapshot,
+                operators_factory=lambda: self.operators,
+                settings=self.settings,
+                answers=self.kept.at(snapshot) if self.kept else None,
+            )
         )
         rows = result.arrow()
         return Asked(seconds=time.perf_counter() - began, rows=rows)

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from nvpstore.config import Settings
 from nvpstore.errors import NvpError, QueryError
+from nvpstore.query.allotment import ALLOTMENT, FLOOR_BYTES, Share
 from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import load_tasks
-from nvpstore.query.keeping import AnswersAt
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
-from nvpstore.query.parse import Params, Query, binder_error, parse
-from nvpstore.query.plan import Plan, Snapshot, build_plan, resolve_task
-from nvpstore.query.progress import OnProgress
+from nvpstore.query.parse import Query, binder_error, parse
+from nvpstore.query.plan import Plan, build_plan, resolve_task
 from nvpstore.query.relation import relation_schema
+from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.rules import improve
 from nvpstore.query.safety import lock_down
 from nvpstore.query.scheduler import SCHEDULER
 from nvpstore.query.spill import Relation, Rows
-from nvpstore.query.steps import BATCH_FRAMES, Operators, Orders, Runner
+from nvpstore.query.steps import Operators, Orders, Runner
 from nvpstore.query.tables import given_tables, register_tables
 from nvpstore.types import TaskRecord
 
@@ -37,38 +35,20 @@ _POLL_SECONDS = 0.05
 STREAM_ROWS = 8192
 
 
-def execute(
-    sql: str,
-    *,
-    snapshot: Snapshot,
-    operators_factory: Callable[[], Operators],
-    settings: Settings,
-    params: Params | None = None,
-    tables: Mapping[str, Any] | None = None,
-    views: Mapping[str, str] | None = None,
-    cancel: threading.Event | None = None,
-    on_progress: OnProgress | None = None,
-    batch_frames: int = BATCH_FRAMES,
-    answers: AnswersAt | None = None,
-) -> Result:
-    """Answers one read-only SELECT (or EXPLAIN [ANALYZE] of one) on `snapshot`.
+def execute(request: Request) -> Result:
+    """Answers a request.
 
-    `operators_factory` is called only where frames must be decoded: not those that `answers` has. `tables`
-    are the caller's own, `views` the texts of saved views by name. Raises QueryError, RouteError, and the
-    step's own error where a step fails; QueryError after `settings.query_seconds` or once `cancel` is set.
+    Raises QueryError, RouteError, and the step's own error where a step fails; QueryError after
+    `settings.query_seconds` or once `cancel` is set.
     """
-    order = _orders(settings, cancel=cancel, on_progress=on_progress, batch_frames=batch_frames)
-    with _planned(
-        sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
-    ) as asked:
-        query, plan = asked.query, asked.plan
-        left = None
-        if query.mode != "rows" and answers is not None:
-            left = answers.left(plan, order.check)
+    with _planned(request) as asked:
+        query, plan, left = asked.query, asked.plan, None
+        if query.mode != "rows" and request.answers is not None:
+            left = request.answers.left(plan, asked.orders.check)
         if query.mode == "explain":
             table = plan_table(plan, query.plan_format, left=left)
             return Result(table=table, plan=plan, left=left, warnings=query.warnings)
-        result = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
+        result = _run(asked)
         if query.mode != "analyze":
             return result
         # The figures of a large plan can only be read while its query runs.
@@ -82,45 +62,32 @@ def execute(
         )
 
 
-def execute_stream(
-    sql: str,
-    *,
-    snapshot: Snapshot,
-    operators_factory: Callable[[], Operators],
-    settings: Settings,
-    params: Params | None = None,
-    tables: Mapping[str, Any] | None = None,
-    views: Mapping[str, str] | None = None,
-    cancel: threading.Event | None = None,
-    on_progress: OnProgress | None = None,
-    batch_frames: int = BATCH_FRAMES,
-    answers: AnswersAt | None = None,
-) -> Generator[pa.RecordBatch, None, None]:
-    """The rows of one read-only SELECT in batches, with the errors of `execute`; at least one, maybe empty.
+def execute_stream(request: Request) -> Generator[pa.RecordBatch, None, None]:
+    """The rows of a SELECT in batches, with the errors of `execute`; at least one, maybe empty.
 
     Rows of a query that filters and projects one task table come as each segment is done, in its order, and
     no more is kept; others come once all are there. Close it, and nothing more is decoded.
     """
-    order = _orders(settings, cancel=cancel, on_progress=on_progress, batch_frames=batch_frames)
-    with _planned(
-        sql, snapshot=snapshot, settings=settings, params=params, tables=tables, views=views, orders=order
-    ) as asked:
+    with _planned(request) as asked:
         if asked.query.mode != "rows":
             raise QueryError("EXPLAIN has no rows to stream")
         if asked.plan.streams and asked.plan.steps.num_rows:
-            yield from _streamed(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers)
+            yield from _streamed(asked)
         else:
-            table = _run(asked, operators_factory, snapshot=snapshot, orders=order, answers=answers).arrow()
+            table = _run(asked).arrow()
             yield from _batches(table) or _no_rows(table.schema)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """A query ready to run on its own connection."""
+    """A query ready to run on its own connection, with its share of the memory."""
 
+    request: Request
     con: duckdb.DuckDBPyConnection
     query: Query
     plan: Plan
+    orders: Orders
+    share: Share
 
     def finish(self, relations: Mapping[str, Relation]) -> pa.Table:
         """The plan's SQL on these rows."""
@@ -134,41 +101,38 @@ class _Asked:
             raise binder_error(cause, self.query.tree) from cause
 
 
-def _orders(
-    settings: Settings, *, cancel: threading.Event | None, on_progress: OnProgress | None, batch_frames: int
-) -> Orders:
+def _orders(request: Request) -> Orders:
     return Orders(
-        cancel=threading.Event() if cancel is None else cancel,
-        limits=Limits(memory_bytes=settings.memory_bytes),
-        batch_frames=batch_frames,
-        on_progress=on_progress,
+        cancel=threading.Event() if request.cancel is None else request.cancel,
+        limits=Limits(memory_bytes=request.settings.memory_bytes),
+        batch_frames=request.batch_frames,
+        on_progress=request.on_progress,
     )
 
 
 @contextmanager
-def _planned(
-    sql: str,
-    *,
-    snapshot: Snapshot,
-    settings: Settings,
-    params: Params | None,
-    tables: Mapping[str, Any] | None,
-    views: Mapping[str, str] | None,
-    orders: Orders,
-) -> Iterator[_Asked]:
+def _planned(request: Request) -> Iterator[_Asked]:
     """The query planned on a locked connection, which is closed after the block; its deadline runs."""
-    given = given_tables(tables)
-    con = snapshot.connect()
+    orders, settings = _orders(request), request.settings
+    given = given_tables(request.tables)
+    con = request.snapshot.connect()
     try:
-        lock_down(con, memory_limit=f"{orders.limits.duckdb_bytes >> 20}MiB", threads=settings.threads)
-        with SCHEDULER.query(), _deadline(con, orders.cancel, settings.query_seconds):
+        memory = f"{FLOOR_BYTES >> 20}MiB"
+        lock_down(con, memory_limit=memory, threads=settings.threads, changeable=("memory_limit",))
+        with (
+            SCHEDULER.query(),
+            ALLOTMENT.share(orders.limits, con) as share,
+            _deadline(con, orders.cancel, settings.query_seconds),
+        ):
             records = load_tasks(con)
             names = {task.name for task in records}
-            query = parse(sql, names, params=params, tables=given.keys(), views=views)
+            query = parse(request.sql, names, params=request.params, tables=given.keys(), views=request.views)
             register_tables(con, given)
             check_binds(con, query, records)
-            plan = build_plan(query, con=con, tasks=records, snapshot_number=snapshot.number)
-            yield _Asked(con=con, query=query, plan=improve(plan))
+            plan = build_plan(query, con=con, tasks=records, snapshot_number=request.snapshot.number)
+            yield _Asked(
+                request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share
+            )
     finally:
         con.close()
 
@@ -191,50 +155,34 @@ _MAKING = threading.Lock()
 
 
 @contextmanager
-def _runner(
-    asked: _Asked,
-    factory: Callable[[], Operators],
-    *,
-    snapshot: Snapshot,
-    orders: Orders,
-    answers: AnswersAt | None,
-    warnings: list[str],
-) -> Iterator[Runner]:
+def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
     """Who carries out the query; `warnings` gets what is said of stored answers."""
+    request = asked.request
 
     def make() -> Operators:
         # One query at a time makes what steps run on, so that those after it share it.
         with _MAKING:
-            return factory()
+            return request.operators_factory()
 
+    answers = request.answers
     with (
-        Rows(limit_bytes=orders.limits.rows_bytes) as rows,
+        Rows(limit=lambda: asked.share.rows_bytes) as rows,
         nullcontext() if answers is None else answers.answering(asked.plan, warnings) as stored,
     ):
-        measured = Measured()
         yield Runner(
             asked.plan,
             make,
-            snapshot=snapshot,
-            measured=measured,
-            orders=orders,
+            snapshot=request.snapshot,
+            measured=Measured(),
+            orders=asked.orders,
             rows=rows,
             answers=stored,
         )
 
 
-def _run(
-    asked: _Asked,
-    factory: Callable[[], Operators],
-    *,
-    snapshot: Snapshot,
-    orders: Orders,
-    answers: AnswersAt | None,
-) -> Result:
+def _run(asked: _Asked) -> Result:
     warnings = list(asked.query.warnings)
-    with _runner(
-        asked, factory, snapshot=snapshot, orders=orders, answers=answers, warnings=warnings
-    ) as runner:
+    with _runner(asked, warnings) as runner:
         measured = runner.measured
         runner.run(enough_rows_of(asked.con, asked.query, asked.plan))
         with measured.timed("duckdb"):
@@ -248,15 +196,8 @@ def _run(
     )
 
 
-def _streamed(
-    asked: _Asked,
-    factory: Callable[[], Operators],
-    *,
-    snapshot: Snapshot,
-    orders: Orders,
-    answers: AnswersAt | None,
-) -> Iterator[pa.RecordBatch]:
-    with _runner(asked, factory, snapshot=snapshot, orders=orders, answers=answers, warnings=[]) as runner:
+def _streamed(asked: _Asked) -> Iterator[pa.RecordBatch]:
+    with _runner(asked, warnings=[]) as runner:
         schema = asked.finish(runner.relations()).schema  # of no rows yet
         yield from _no_rows(schema)
         with closing(runner.tables()) as steps:

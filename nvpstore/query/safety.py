@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -149,8 +149,9 @@ def lock_down(
     threads: int,
     temp_folder: Path | None = None,
     temp_limit: str = "4GiB",
+    changeable: Sequence[str] = (),
 ) -> None:
-    """Takes files, network, extensions, Python variables and settings away from `con`, for good.
+    """Takes files, network, extensions, Python variables and settings but `changeable` away from `con`.
 
     What does not fit into `memory_limit` spills into `temp_folder` (default: one of this process among the
     machine's temporary files), at most `temp_limit` of it; DuckDB removes it with the connection.
@@ -172,6 +173,7 @@ def lock_down(
         "allow_persistent_secrets": "false",
         "python_enable_replacements": "false",
         "enable_external_access": "false",
+        "allowed_configs": f"[{', '.join(map(quoted, changeable))}]",
         "lock_configuration": "true",  # last: nothing can be set after it
     }
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -18,10 +19,11 @@ GROUP_BYTES = 256 << 10  # of a row group: the least that a scan reads at once
 
 
 class Rows:
-    """Rows of several tables, added in order, of which at most `limit_bytes` stay in memory."""
+    """Rows of several tables, added in order, of which at most `limit()` bytes stay in memory."""
 
-    def __init__(self, *, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, *, limit: Callable[[], int]) -> None:
+        """`limit` is asked whenever rows are added."""
+        self._limit = limit
         self._tables: dict[int, list[pa.Table]] = {}
         self._files: dict[int, _File] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -44,7 +46,7 @@ class Rows:
         self._tables.setdefault(index, []).append(table)
         self._held_bytes += table.nbytes
         self.added += table.num_rows
-        if self._held_bytes > self._limit_bytes:
+        if self._held_bytes > self._limit():
             self._spill()
 
     def relation(self, index: int, schema: pa.Schema) -> Relation:
@@ -61,7 +63,7 @@ class Rows:
                 if tables:
                     self._file(index).write(pa.concat_tables(tables))
         except OSError as cause:
-            raise StoreError(f"rows beyond {self._limit_bytes} bytes cannot go to disk: {cause}") from cause
+            raise StoreError(f"rows beyond {self._limit()} bytes cannot go to disk: {cause}") from cause
         self._tables = {}
         self._held_bytes = 0
 

@@ -16,6 +16,7 @@ from sqlglot.errors import SqlglotError
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.config import Settings
 from nvpstore.errors import IntegrityError, NvpError, QueryError, StoreError, UsageError
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Operators
 from nvpstore.storage import keys
@@ -71,7 +72,8 @@ def videos_where(
         _check_predicate(where)
     # On lines of its own, so that a comment in it ends before our parenthesis.
     sql = "SELECT video_id FROM videos" + (f" WHERE (\n{where}\n)" if where is not None else "")
-    result = execute(sql, snapshot=snapshot, operators_factory=operators_factory, settings=settings)
+    request = Request(sql=sql, snapshot=snapshot, operators_factory=operators_factory, settings=settings)
+    result = execute(request)
     return sorted({str(video_id) for (video_id,) in result.fetchall()})
 
 

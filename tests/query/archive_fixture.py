@@ -23,6 +23,7 @@ from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Scan, resolve_task, top_of
 from nvpstore.query.relation import output_schema, relation_schema
+from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
@@ -350,7 +351,9 @@ SETTINGS = Settings(
 
 def ask(snapshot: FixtureSnapshot, sql: str, operators: Any = None, **options: Any) -> Result:
     made = CountingOperators() if operators is None else operators
-    return execute(sql, snapshot=snapshot, operators_factory=lambda: made, settings=SETTINGS, **options)
+    return execute(
+        Request(sql=sql, snapshot=snapshot, operators_factory=lambda: made, settings=SETTINGS, **options)
+    )
 
 
 def naive(snapshot: FixtureSnapshot, sql: str) -> list[tuple[Any, ...]]:

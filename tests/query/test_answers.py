@@ -16,6 +16,7 @@ from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.errors import CodecError, StoreError
 from nvpstore.query.coverage import coverage
 from nvpstore.query.keeping import MOST_OBJECTS, KeptAnswers, drop_answers
+from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.run import execute, execute_stream
 from nvpstore.storage import keys
@@ -69,13 +70,15 @@ class World:
         now = snapshot or self.catalog.snapshot()
         options.setdefault("operators_factory", lambda: self.operators)
         options.setdefault("answers", self.kept.at(now))
-        return execute(sql, snapshot=now, settings=SETTINGS, **options)
+        return execute(Request(sql=sql, snapshot=now, settings=SETTINGS, **options))
 
     def plain(self, sql: str) -> list[Any]:
         """The same without stored answers."""
         made = Operators()
         now = self.catalog.snapshot()
-        return execute(sql, snapshot=now, settings=SETTINGS, operators_factory=lambda: made).fetchall()
+        return execute(
+            Request(sql=sql, snapshot=now, settings=SETTINGS, operators_factory=lambda: made)
+        ).fetchall()
 
     def decoded(self) -> dict[int, int]:
         """How often each frame was, since the last look."""
@@ -184,11 +187,13 @@ class TestReading:
         sql = "SELECT frame, label FROM labels WHERE rank = 1"
         now = world.catalog.snapshot()
         stream = execute_stream(
-            sql,
-            snapshot=now,
-            settings=SETTINGS,
-            operators_factory=lambda: world.operators,
-            answers=world.kept.at(now),
+            Request(
+                sql=sql,
+                snapshot=now,
+                settings=SETTINGS,
+                operators_factory=lambda: world.operators,
+                answers=world.kept.at(now),
+            )
         )
         while next(stream).num_rows == 0:
             pass

@@ -12,6 +12,7 @@ import pytest
 from nvpstore.errors import QueryError
 from nvpstore.query.child import Limits, run_in_child
 from nvpstore.query.parse import parse
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.query.safety import TABLE_FUNCTIONS, UNSTABLE_FUNCTIONS, is_refused
 from tests.query.archive_fixture import SETTINGS, CountingOperators, FixtureSnapshot, ask
@@ -276,10 +277,12 @@ def test_greedy_work_is_stopped_at_the_memory_limit(snapshot: FixtureSnapshot, s
 
 def _limited(snapshot: FixtureSnapshot, sql: str) -> None:
     execute(
-        sql,
-        snapshot=snapshot,
-        operators_factory=CountingOperators,
-        settings=replace(SETTINGS, memory_bytes=128 * 2**20, query_seconds=0.3),
+        Request(
+            sql=sql,
+            snapshot=snapshot,
+            operators_factory=CountingOperators,
+            settings=replace(SETTINGS, memory_bytes=128 * 2**20, query_seconds=0.3),
+        )
     )
 
 

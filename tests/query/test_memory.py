@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from tests.query.archive_fixture import SETTINGS, CLIPS, CountingOperators, FixtureSnapshot, ask
 
@@ -64,7 +65,7 @@ ask(snapshot, 'SELECT * FROM labels WHERE segment = 0')
 before = status('VmRSS')
 heavy = Heavy()
 sql = 'SELECT count(*), sum(octet_length(image))::BIGINT, count(DISTINCT md5(image)) FROM frames'
-result = execute(sql, snapshot=snapshot, operators_factory=lambda: heavy, settings=settings)
+result = execute(Request(sql=sql, snapshot=snapshot, operators_factory=lambda: heavy, settings=settings))
 print(json.dumps({'rows': result.fetchall(), 'passed': Heavy.passed, 'peak': status('VmHWM') - before}))
 """
 
@@ -99,7 +100,7 @@ class TestRows:
 
     @pytest.mark.parametrize("limit", [1, 3000, 10**9])
     def test_they_are_the_same_in_memory_and_on_disk(self, limit: int) -> None:
-        with Rows(limit_bytes=limit) as rows:
+        with Rows(limit=lambda: limit) as rows:
             for start in range(0, 1000, 100):
                 rows.add(start // 500, self.table(start))
                 if start == 300:
@@ -112,7 +113,7 @@ class TestRows:
 
     def test_nothing_is_left_on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        with Rows(limit_bytes=10) as rows:
+        with Rows(limit=lambda: 10) as rows:
             rows.add(0, self.table(0))
             assert list(tmp_path.rglob("*.parquet"))
         assert list(tmp_path.iterdir()) == []
@@ -121,7 +122,7 @@ class TestRows:
         monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
         with (
             pytest.raises(StoreError, match="rows beyond 10 bytes cannot go to disk"),
-            Rows(limit_bytes=10) as rows,
+            Rows(limit=lambda: 10) as rows,
         ):
             rows.add(0, self.table(0))
 

@@ -23,6 +23,7 @@ from nvpstore.codec.build import Architecture
 from nvpstore.errors import IntegrityError
 from nvpstore.query.operators import ADAPTER_BRIDGE_BYTES, TorchOperators
 from nvpstore.query.operators.pixels import DecodedPixels
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.storage.keys import new_attempt, source_key
 from nvpstore.storage.local import LocalStore
@@ -48,11 +49,13 @@ def answers(archive: Archive, options: str = "", *, batch_frames: int = 32) -> A
 
 def run(archive: Archive, sql: str, *, batch_frames: int) -> list[tuple[Any, ...]]:
     return execute(
-        sql,
-        snapshot=archive.catalog.snapshot(),
-        operators_factory=lambda: TorchOperators(archive.store, threads=2),
-        settings=archive.settings,
-        batch_frames=batch_frames,
+        Request(
+            sql=sql,
+            snapshot=archive.catalog.snapshot(),
+            operators_factory=lambda: TorchOperators(archive.store, threads=2),
+            settings=archive.settings,
+            batch_frames=batch_frames,
+        )
     ).fetchall()
 
 
@@ -248,10 +251,12 @@ class TestSharing:
 
     def ask(self, micro: Micro, operators: TorchOperators, predicate: str) -> list[tuple[Any, ...]]:
         return execute(
-            self.SQL.format(predicate),
-            snapshot=micro.archive.catalog.snapshot(),
-            operators_factory=lambda: operators,
-            settings=micro.archive.settings,
+            Request(
+                sql=self.SQL.format(predicate),
+                snapshot=micro.archive.catalog.snapshot(),
+                operators_factory=lambda: operators,
+                settings=micro.archive.settings,
+            )
         ).fetchall()
 
     def test_queries_at_once_give_the_rows_of_queries_alone(self, micro: Micro) -> None:
@@ -280,12 +285,14 @@ class TestBytes:
         """The ranged reads that a query makes on an archive that is far away."""
         store = CountingStore(micro.archive.store)
         result = execute(
-            sql,
-            snapshot=micro.archive.catalog.snapshot(),
-            operators_factory=lambda: TorchOperators(
-                store, threads=2, cache_dir=cache_dir, cache_bytes=10**9
-            ),
-            settings=micro.archive.settings,
+            Request(
+                sql=sql,
+                snapshot=micro.archive.catalog.snapshot(),
+                operators_factory=lambda: TorchOperators(
+                    store, threads=2, cache_dir=cache_dir, cache_bytes=10**9
+                ),
+                settings=micro.archive.settings,
+            )
         )
         return store, result.explain_dict()
 
@@ -349,10 +356,12 @@ class TestBytes:
             rf"videos/{micro.video_id}/\w+/(weights|latents)-0.parquet at offset \d+ ",
         ):
             execute(
-                "SELECT label FROM labels",
-                snapshot=micro.archive.catalog.snapshot(),
-                operators_factory=lambda: TorchOperators(store, threads=2),
-                settings=micro.archive.settings,
+                Request(
+                    sql="SELECT label FROM labels",
+                    snapshot=micro.archive.catalog.snapshot(),
+                    operators_factory=lambda: TorchOperators(store, threads=2),
+                    settings=micro.archive.settings,
+                )
             )
 
     @pytest.mark.parametrize("route", ["adapter", "pixel"])

@@ -14,6 +14,7 @@ import pytest
 
 from nvpstore.errors import IntegrityError, NvpError, QueryError, StoreError
 from nvpstore.query.flights import Ask
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.query.scheduler import SCHEDULER, Cancelled, Scheduler
 from nvpstore.query.sharing import Sharing
@@ -161,7 +162,14 @@ class TestQueries:
             return made[0]
 
         def run() -> None:
-            execute("SELECT label FROM labels", snapshot=snapshot, operators_factory=make, settings=SETTINGS)
+            execute(
+                Request(
+                    sql="SELECT label FROM labels",
+                    snapshot=snapshot,
+                    operators_factory=make,
+                    settings=SETTINGS,
+                )
+            )
 
         at_once([run] * 4)
         assert len(made) == 1

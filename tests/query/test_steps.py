@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nvpstore.errors import CodecError, IntegrityError, QueryError, StoreError
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from tests.query.archive_fixture import (
     LATENTS_BYTES,
@@ -112,7 +113,9 @@ def test_nothing_is_decoded_where_nothing_needs_to_be(snapshot: FixtureSnapshot,
     def refuse() -> Any:
         raise AssertionError("operators were asked for")
 
-    found = execute(sql, snapshot=snapshot, operators_factory=refuse, settings=SETTINGS).fetchall()
+    found = execute(
+        Request(sql=sql, snapshot=snapshot, operators_factory=refuse, settings=SETTINGS)
+    ).fetchall()
     if not sql.startswith("EXPLAIN"):
         assert sorted(map(repr, found)) == sorted(map(repr, naive(snapshot, sql)))
 

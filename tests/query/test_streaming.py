@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from nvpstore.archive import Archive
 from nvpstore.errors import IntegrityError, QueryError
 from nvpstore.query.progress import QueryProgress
+from nvpstore.query.request import Request
 from nvpstore.query.run import execute, execute_stream
 from nvpstore.query.scheduler import SCHEDULER
 from tests.query.archive_fixture import SETTINGS, CountingOperators, FixtureSnapshot, ask
@@ -24,7 +28,7 @@ def stream(
 ) -> Generator[pa.RecordBatch, None, None]:
     made = CountingOperators() if operators is None else operators
     return execute_stream(
-        sql, snapshot=snapshot, operators_factory=lambda: made, settings=SETTINGS, **options
+        Request(sql=sql, snapshot=snapshot, operators_factory=lambda: made, settings=SETTINGS, **options)
     )
 
 
@@ -151,11 +155,13 @@ class TestEnough:
 def test_progress_counts_videos_and_frames(snapshot: FixtureSnapshot) -> None:
     seen: list[QueryProgress] = []
     execute(
-        "SELECT l.label, f.image FROM labels l JOIN frames f USING (video_id, frame)",
-        snapshot=snapshot,
-        operators_factory=CountingOperators,
-        settings=SETTINGS,
-        on_progress=seen.append,
+        Request(
+            sql="SELECT l.label, f.image FROM labels l JOIN frames f USING (video_id, frame)",
+            snapshot=snapshot,
+            operators_factory=CountingOperators,
+            settings=SETTINGS,
+            on_progress=seen.append,
+        )
     )
     assert len(seen) == SEGMENTS
     done = [progress.frames_done for progress in seen]
@@ -169,12 +175,26 @@ def test_queries_read_the_caller_s_tables(snapshot: FixtureSnapshot) -> None:
     watch = pa.table({"frame": pa.array([3, 40], pa.int64())})
     sql = "SELECT w.frame, l.label FROM watch w JOIN best l USING (frame) WHERE l.video_id = $1"
     result = execute(
-        sql,
-        snapshot=snapshot,
-        operators_factory=CountingOperators,
-        settings=SETTINGS,
-        params=[A],
-        tables={"watch": watch},
-        views={"best": "SELECT * FROM labels WHERE rank = 1"},
+        Request(
+            sql=sql,
+            snapshot=snapshot,
+            operators_factory=CountingOperators,
+            settings=SETTINGS,
+            params=[A],
+            tables={"watch": watch},
+            views={"best": "SELECT * FROM labels WHERE rank = 1"},
+        )
     )
     assert sorted(row[0] for row in result.fetchall()) == [3, 40]
+
+
+def test_an_archive_streams_the_caller_s_tables_and_views(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "archive", settings=replace(SETTINGS, cache_dir=tmp_path / "cache"))
+    batches = archive.stream(
+        "SELECT n + $1 AS n FROM odd",
+        params=[10],
+        tables={"numbers": pa.table({"n": [1, 2, 3]})},
+        views={"odd": "SELECT n FROM numbers WHERE n % 2 = 1"},
+        progress=lambda _: None,
+    )
+    assert [row["n"] for batch in batches for row in batch.to_pylist()] == [11, 13]

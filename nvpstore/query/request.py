@@ -1,0 +1,38 @@
+"""What is asked: a query's text, and all that its answer may depend on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvpstore.config import Settings
+from nvpstore.query.binding import Params
+from nvpstore.query.chunks import BATCH_FRAMES
+from nvpstore.query.contract import Operators
+from nvpstore.query.keeping import AnswersAt
+from nvpstore.query.plan import Snapshot
+from nvpstore.query.progress import OnProgress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """One read-only SELECT (or EXPLAIN [ANALYZE] of one) on `snapshot`.
+
+    `operators_factory` is called only where frames must be decoded: not those that `answers` has. `tables`
+    are the caller's own, by name: Arrow, pandas or polars; `views` the texts of saved views by name. Set
+    `cancel`, and the query ends. `batch_frames` ≥ 1 are decoded at once at most.
+    """
+
+    sql: str
+    snapshot: Snapshot
+    operators_factory: Callable[[], Operators]
+    settings: Settings
+    params: Params | None = None
+    tables: Mapping[str, Any] | None = None
+    views: Mapping[str, str] | None = None
+    cancel: threading.Event | None = None
+    on_progress: OnProgress | None = None
+    batch_frames: int = BATCH_FRAMES
+    answers: AnswersAt | None = None
