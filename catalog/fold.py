@@ -4,6 +4,7 @@
   is in force, also if it was there before.
 - A routes object replaces the one of the same video and task version, and the answers that followed from it;
   a meta object replaces the video's older one. A results entry says itself which answers it replaces.
+- A view entry replaces the view that it is about; without an object the view is dropped.
 - Erasing a video leaves of it nothing but its id. Collecting garbage removes what was replaced.
 - A replaced object stays listed, with the time of the entry that replaced it, until one of these.
 
@@ -55,7 +56,8 @@ def owner_of(key: str) -> str:
 def owners_of(entry: LogEntry) -> set[str]:
     """Whose state `entry` may change."""
     owners = {owner_of(obj.key) for obj in entry.objects} | {owner_of(key) for key in entry.removed}
-    return owners | ({entry.subject} if entry.kind in ("video", "erase") else set())
+    owners |= {entry.subject} if entry.kind in ("video", "erase") else set()
+    return owners | ({ARCHIVE} if entry.kind == "view" else set())
 
 
 def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
@@ -72,6 +74,10 @@ def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
     if entry.kind == "video":
         _check_manifest(entry)
         _replace(owners[entry.subject], entry, lambda _, older: older.kind != "meta")
+    if entry.kind == "view":
+        _check_view(entry)
+        place = ("view", entry.subject)
+        _replace(owners[ARCHIVE], entry, lambda _, older: (older.kind, older.name) == place)
     for obj in entry.objects:
         new = _parsed(obj.key)
         owner = owners[new.video_id or ARCHIVE]
@@ -96,6 +102,12 @@ def _check_results(entry: LogEntry) -> None:
         parsed = _parsed(key)
         if (parsed.kind, parsed.video_id) != ("result", entry.subject):
             raise IntegrityError(f"{log_key(entry.number)} is about answers on {entry.subject}, not {key}")
+
+
+def _check_view(entry: LogEntry) -> None:
+    views = [_parsed(obj.key) for obj in entry.objects]
+    if len(views) > 1 or any((key.kind, key.name) != ("view", entry.subject) for key in views):
+        raise IntegrityError(f"{log_key(entry.number)} saves the view {entry.subject} as {entry.objects}")
 
 
 def _check_manifest(entry: LogEntry) -> None:

@@ -19,6 +19,7 @@ from nvpstore.storage.tables import route_ranges
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
+    SavedView,
     SegmentRecord,
     StoredObject,
     TaskRecord,
@@ -63,6 +64,14 @@ def task_row(task: TaskRecord, log_number: int) -> Row:
         "spec": task.spec,
         "log_number": log_number,
     }
+
+
+def view_row(view: SavedView) -> Row:
+    return {"name": view.name, "sql": view.sql, "saved_at": view.saved_at}
+
+
+def saved_view(row: Row) -> SavedView:
+    return SavedView(name=row["name"], sql=row["sql"], saved_at=row["saved_at"].astimezone(UTC))
 
 
 def meta_row(meta: VideoMeta) -> Row:

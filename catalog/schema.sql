@@ -61,6 +61,9 @@ CREATE TABLE store.tasks (
     log_number BIGINT
 );
 
+-- SELECTs that people saved: queries can name them like tables.
+CREATE TABLE store.views (name VARCHAR, sql VARCHAR, saved_at TIMESTAMPTZ);
+
 -- `key` .. `sha256` give the row group that holds the adapter; NULL for pixel and source routes.
 -- `position` is the route's place in its object.
 CREATE TABLE store.routes (

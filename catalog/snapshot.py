@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -13,9 +13,10 @@ from typing import Any
 
 import duckdb
 
+from nvpstore.catalog.connections import Terms
 from nvpstore.catalog.files import OpenIndex
 from nvpstore.catalog.fold import HeldObject, owner_of
-from nvpstore.catalog.rows import Row, byte_range, held_object, segment_record, stored_object
+from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segment_record, stored_object
 from nvpstore.catalog.tables import TABLES
 from nvpstore.errors import StoreError, TaskError, UsageError
 from nvpstore.storage.commit import Base
@@ -23,6 +24,7 @@ from nvpstore.storage.keys import SOURCES_PREFIX
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
+    SavedView,
     SegmentRecord,
     StoredObject,
     TaskRecord,
@@ -122,6 +124,14 @@ class Snapshot:
         """A fresh in-memory connection: the index, read-only, as `idx.store.*`, the views by plain name."""
         with self.noticing_damage():
             return self._index.connect()
+
+    @contextmanager
+    def lend(self, terms: Terms) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection as `connect` gives it, for as long as the block runs; see `Connections.lend`."""
+        with ExitStack() as stack:
+            with self.noticing_damage():
+                connection = stack.enter_context(self._index.connections.lend(terms))
+            yield connection
 
     @contextmanager
     def noticing_damage(self) -> Iterator[None]:
@@ -254,6 +264,10 @@ class Snapshot:
         """The newest version of every task, by name."""
         newest = "QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1"
         return tuple(_task(row) for row in self._rows(f"FROM idx.store.tasks {newest} ORDER BY name"))
+
+    def views(self) -> tuple[SavedView, ...]:
+        """The saved views, by name."""
+        return tuple(saved_view(row) for row in self._rows("FROM idx.store.views ORDER BY name"))
 
     # ------------------------------------------------------------ objects
 

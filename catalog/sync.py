@@ -16,7 +16,7 @@ from nvpstore.catalog import rows
 from nvpstore.catalog.fold import HeldObject, OwnerState, fold, owners_of
 from nvpstore.catalog.workspace import Workspace
 from nvpstore.errors import IntegrityError, ObjectMissing
-from nvpstore.storage.documents import decode_meta, decode_task
+from nvpstore.storage.documents import decode_meta, decode_task, decode_view
 from nvpstore.storage.entries import LogEntry
 from nvpstore.storage.keys import ParsedKey, log_key, parse_key
 from nvpstore.storage.log import Log
@@ -192,6 +192,7 @@ def _drop(workspace: Workspace, outdated: list[str]) -> None:
     workspace.delete("footers", "key", results)
     tasks = [f"{key.name}/{key.version}" for key in dropped if key.kind == "task"]
     workspace.delete("tasks", "name || '/' || version", tasks)
+    workspace.delete("views", "name", [key.name for key in dropped if key.kind == "view"])
 
 
 def _rows_of(held: HeldObject, content: bytes) -> dict[str, list[rows.Row]]:
@@ -203,6 +204,8 @@ def _rows_of(held: HeldObject, content: bytes) -> dict[str, list[rows.Row]]:
         return _route_rows(key, parsed, content)
     if parsed.kind == "meta":
         return {"meta": [rows.meta_row(decode_meta(content))]}
+    if parsed.kind == "view":
+        return _view_rows(key, parsed, content)
     return {"tasks": [rows.task_row(decode_task(content), held.log_number)]}
 
 
@@ -228,6 +231,13 @@ def _manifest_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, lis
         "stages": list(rows.stage_rows(video)),
         "footers": list(rows.footer_rows(video.video_id, video.footers)),
     }
+
+
+def _view_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, list[rows.Row]]:
+    view = decode_view(content)
+    if view.name != parsed.name:
+        raise IntegrityError(f"{key} holds the view {view.name}")
+    return {"views": [rows.view_row(view)]}
 
 
 def _route_rows(key: str, parsed: ParsedKey, content: bytes) -> dict[str, list[rows.Row]]:

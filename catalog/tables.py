@@ -25,6 +25,7 @@ OWNERS = {
     "routes": "video_id",
     "results": "video_id",
     "tasks": "''",
+    "views": "''",
 }
 ORDERS = {
     "erased": "video_id",
@@ -37,6 +38,7 @@ ORDERS = {
     "routes": "video_id, task, version, position",
     "results": "video_id, version, result, segment, key",
     "tasks": "name, version",
+    "views": "name",
 }
 TABLES = tuple(OWNERS)
 

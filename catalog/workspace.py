@@ -29,7 +29,7 @@ _MANY_OBJECTS = 10_000  # from here on a base has large blocks, which are read f
 # Objects whose content is indexed.
 _IN_FORCE = (
     "SELECT key, log_number FROM store.objects WHERE replaced_at IS NULL AND "
-    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/|results/)')"
+    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/|views/|results/)')"
 )
 
 

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-KINDS = ("init", "video", "routes", "task", "meta", "results", "erase", "gc")
+KINDS = ("init", "video", "routes", "task", "view", "meta", "results", "erase", "gc")
+FOLDERS = ("videos", "sources", "results")  # where a video's objects are
 BATCH = 16  # frames decoded at once: any number gives the same pictures, but for float rounding
 
 
@@ -59,13 +60,12 @@ def objects_in_force(root: Path) -> dict[str, dict]:
 
 
 def is_replaced(key: str, entry: dict, named: dict) -> bool:  # answers (results) follow from routes
-    folder, own, *rest = key.split("/")
-    if entry["kind"] in ("gc", "results"):
+    kind, (folder, own, *rest) = entry["kind"], key.split("/")
+    if kind in ("gc", "results"):
         return key in entry["removed"]
-    if folder not in ("videos", "sources", "results") or own != entry["subject"]:
-        return False
-    if entry["kind"] == "erase" or (entry["kind"] == "video" and rest[0] != "meta"):
-        return True
+    about = own == entry["subject"] and folder in (["views"] if kind == "view" else FOLDERS)
+    if not about or kind in ("erase", "view") or (kind == "video" and rest[0] != "meta"):
+        return about
     like = f"videos/{own}/routes/{rest[0]}/" if folder == "results" else key.rpartition("/")[0] + "/"
     return ("/meta/" in like or "/routes/" in like) and any(other.startswith(like) for other in named)
 

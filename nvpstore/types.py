@@ -285,6 +285,15 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedView:
+    """A SELECT that queries of the archive can name like a table. `saved_at` is UTC."""
+
+    name: str
+    sql: str
+    saved_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRecord:
     """How a task is answered on a segment, and what that costs and is worth, as measured.
 

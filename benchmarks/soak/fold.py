@@ -68,6 +68,8 @@ def _vanishes(key: str, entry: LogEntry) -> bool:
 def _is_replaced(key: str, entry: LogEntry) -> bool:
     """Whether `entry` puts something in the place of the object in force under `key`."""
     old = keys.parse_key(key)
+    if old.kind == "view":
+        return entry.kind == "view" and entry.subject == old.name
     if old.video_id != entry.subject:
         return False
     news = [keys.parse_key(obj.key) for obj in entry.objects]

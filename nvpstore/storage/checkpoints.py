@@ -18,6 +18,7 @@ key-value metadata has `nvp:format` (the format version) and `nvp:kind` = `check
 | routes | a route, and the row group of its adapter |
 | results | a part of stored answers: the frames that it covers, and the row group of their rows |
 | tasks | a registered task version |
+| views | a saved view |
 
 A checkpoint is derived: everything in it can be folded from the log. The digest in its name is of the whole
 file, so that it needs no entry of its own, may be deleted at any time, and is passed over where damaged.
@@ -155,6 +156,7 @@ TABLES: dict[str, pa.Schema] = {
             "log_number": pa.int64(),
         }
     ),
+    "views": pa.schema({"name": pa.string(), "sql": pa.string(), "saved_at": _TIME}),
 }  # fmt: skip
 _SCHEMA = pa.schema([(table, pa.struct(list(fields))) for table, fields in TABLES.items()])
 

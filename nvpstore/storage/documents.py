@@ -1,4 +1,4 @@
-"""The small JSON objects: tasks and what people say about a video. And canonical JSON, for digests."""
+"""The small JSON objects: tasks, views, what people say about a video. And canonical JSON, for digests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from nvpstore.errors import ArchiveError, IntegrityError
-from nvpstore.types import TaskKind, TaskRecord, VideoMeta
+from nvpstore.types import SavedView, TaskKind, TaskRecord, VideoMeta
 
 FORMAT_VERSION = 1
 
@@ -84,6 +84,30 @@ def decode_task(data: bytes) -> TaskRecord:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"a task is malformed: {error!r}") from error
+
+
+def encode_view(view: SavedView) -> bytes:
+    return canonical_json(
+        {
+            "format": FORMAT_VERSION,
+            "name": view.name,
+            "sql": view.sql,
+            "saved_at": view.saved_at.astimezone(UTC).isoformat(),
+        }
+    )
+
+
+def decode_view(data: bytes) -> SavedView:
+    """Raises ArchiveError for an unknown format, IntegrityError for anything malformed."""
+    document = load_document(data, what="a saved view")
+    try:
+        return SavedView(
+            name=str(document["name"]),
+            sql=str(document["sql"]),
+            saved_at=datetime.fromisoformat(document["saved_at"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"a saved view is malformed: {error!r}") from error
 
 
 def encode_meta(meta: VideoMeta) -> bytes:

@@ -18,16 +18,17 @@ from nvpstore.storage.documents import (
 from nvpstore.storage.keys import RESULTS_PREFIX, log_key, meta_prefix
 from nvpstore.types import StoredObject
 
-EntryKind = Literal["init", "video", "routes", "task", "meta", "results", "erase", "gc"]
+EntryKind = Literal["init", "video", "routes", "task", "view", "meta", "results", "erase", "gc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogDraft:
     """What a writer wants committed: objects that are already put, under its attempt.
 
-    `subject` is a video id, a task's name or (for "init" and "gc") the archive's id. Nothing that people
-    write about a video stands here: entries outlive an erased video. `replaces`: a "video" that takes the
-    place of one that is fitted, whichever that is by now; without it nobody else may have stored it since.
+    `subject` is a video id, a task's or view's name or (for "init" and "gc") the archive's id. Nothing that
+    people write about a video stands here: entries outlive an erased video. A "view" without objects drops
+    it. `replaces`: a "video" that takes the place of one that is fitted, whichever that is by now; without it
+    nobody else may have stored it since.
     `removed` are the keys that a "gc" is about to delete, and attempts that sort below its `fence` are dead;
     of a "results" they are answers about its video that are replaced. `grace_seconds` belongs to "init".
     """
@@ -131,6 +132,9 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
         return "something was committed meanwhile"  # it may hold what was about to be deleted
     if entry.kind == "gc" and draft.attempt < entry.fence:
         return "it was begun so long ago that its objects were collected as garbage"
+    if draft.kind == "view":
+        # It was checked against the names and views of before.
+        return "views or tasks were changed meanwhile" if entry.kind in ("view", "task") else None
     if draft.kind not in ("video", "routes", "meta", "results", "erase") or entry.subject != draft.subject:
         return None
     if draft.kind == "erase":

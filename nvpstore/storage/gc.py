@@ -22,7 +22,7 @@ from nvpstore.storage.log import Log, LogDraft
 from nvpstore.types import StoredObject
 
 # Where attempts live. Tasks and shared decoders are named by their content and stay.
-_PREFIXES = ("videos/", "sources/", "adapters/", "results/")
+_PREFIXES = ("videos/", "sources/", "adapters/", "results/", "views/")
 _TRIES = 50  # commits by others while one gc looks around
 
 

@@ -17,7 +17,7 @@ from nvpstore.errors import UsageError
 
 KeyKind = Literal[
     "log", "log_checkpoint", "manifest", "weights", "latents", "audio", "routes", "meta",
-    "decoder", "archive_adapters", "task", "result", "source",
+    "decoder", "archive_adapters", "task", "view", "result", "source",
 ]  # fmt: skip
 
 LOG_PREFIX = "log/"
@@ -52,6 +52,7 @@ _TEMPLATES: dict[KeyKind, str] = {
     "decoder": "decoders/{sha256}.parquet",
     "archive_adapters": "adapters/{version}/{attempt}.parquet",
     "task": "tasks/{name}/{version}.json",
+    "view": "views/{name}/{attempt}.json",
     "result": "results/{video_id}/{version}/{result}/{attempt}-{footer}.parquet",
     "source": "sources/{video_id}/{attempt}",
 }
@@ -124,7 +125,7 @@ def is_video_id(text: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """Return a task's `name` unchanged. Raises UsageError if it could not be a table's name."""
+    """Return a task's or view's `name` unchanged. Raises UsageError if it could not be a table's name."""
     return _checked("name", name)
 
 
@@ -186,6 +187,10 @@ def archive_adapters_key(version: str, attempt: str) -> str:
 
 def task_key(name: str, version: str) -> str:
     return _key("task", name=name, version=version)
+
+
+def view_key(name: str, attempt: str) -> str:
+    return _key("view", name=name, attempt=attempt)
 
 
 def result_key(video_id: str, version: str, result: str, attempt: str, footer: str) -> str:

@@ -13,7 +13,7 @@ from nvpstore.catalog.fold import HeldObject
 from nvpstore.errors import IntegrityError, NvpError, StoreError
 from nvpstore.storage import keys
 from nvpstore.storage.checkpoints import Checkpoint, list_checkpoints
-from nvpstore.storage.documents import decode_meta, decode_task
+from nvpstore.storage.documents import decode_meta, decode_task, decode_view
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.tables import decode_manifest
 from nvpstore.types import StoredObject
@@ -25,7 +25,7 @@ from nvpstore.upkeep.whole_log import WholeLog, catch_up, read_whole_log
 
 READERS = 8  # each holds one piece of an object
 _OWNERS_AT_ONCE = 64  # whose manifests are in memory
-_FOLDERS = ("videos/", "sources/", "adapters/", "results/", "tasks/", "decoders/")
+_FOLDERS = ("videos/", "sources/", "adapters/", "results/", "tasks/", "views/", "decoders/")
 
 T = TypeVar("T")
 
@@ -156,6 +156,8 @@ def _describe(store: ObjectStore, owner: str, held: Mapping[str, HeldObject]) ->
         here = replace(about, object=key)
         if parsed.kind == "task":
             _read(store, obj, decode_task, here, damages)
+        if parsed.kind == "view":
+            _read(store, obj, decode_view, here, damages)
         record = _read(store, obj, decode_manifest, here, damages) if parsed.kind == "manifest" else None
         if record is not None:
             damages += misfits(record, parsed, objects, here)

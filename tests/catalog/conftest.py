@@ -15,13 +15,14 @@ import pytest
 
 from nvpstore.catalog import Catalog
 from nvpstore.storage import keys
-from nvpstore.storage.documents import encode_meta, encode_task
+from nvpstore.storage.documents import encode_meta, encode_task, encode_view
 from nvpstore.storage.log import LogDraft, LogEntry, create_archive, open_log
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.storage.results import AnswerPart, Answers, encode_results, intervals
 from nvpstore.storage.tables import encode_latents, encode_manifest, encode_routes, encode_weights
 from nvpstore.types import (
     RouteRecord,
+    SavedView,
     SegmentRecord,
     StoredLatents,
     StoredObject,
@@ -163,12 +164,25 @@ class SmallArchive:
         )
         return stored
 
+    def put_view(self, view: SavedView, *, under: str = "") -> StoredObject:
+        """A view's object, not committed yet; `under` another name where that is given."""
+        return self.store.put(keys.view_key(under or view.name, keys.new_attempt()), encode_view(view))
+
+    def add_view(self, name: str, sql: str = "SELECT 1 AS one") -> SavedView:
+        view = view_of(name, sql)
+        self.commit("view", name, [self.put_view(view)])
+        return view
+
     def add_meta(self, video_id: str, *, name: str, tags: Mapping[str, str]) -> VideoMeta:
         recorded = datetime(2026, 5, 1, 12, 30, tzinfo=UTC)
         meta = VideoMeta(video_id=video_id, name=name, tags=tags, recorded_at=recorded, hold=True)
         key = keys.meta_key(video_id, keys.new_attempt())
         self.commit("meta", video_id, [self.store.put(key, encode_meta(meta))])
         return meta
+
+
+def view_of(name: str, sql: str = "SELECT 1 AS one") -> SavedView:
+    return SavedView(name=name, sql=sql, saved_at=datetime(2026, 5, 1, 12, 30, tzinfo=UTC))
 
 
 def answers_of(video: VideoRecord, task: TaskRecord, *, first: int, result: str = "0" * 32) -> Answers:

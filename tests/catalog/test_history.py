@@ -32,6 +32,7 @@ step = st.one_of(
     st.tuples(st.just("meta"), source),
     st.tuples(st.just("answers"), source, task, st.booleans(), st.booleans()),
     st.tuples(st.just("task"), task),
+    st.tuples(st.just("view"), source, st.booleans()),
     st.tuples(st.just("erase"), source),
     st.tuples(st.just("gc")),
     st.tuples(st.just("checkpoint")),
@@ -84,6 +85,12 @@ class History:
     def task(self, name: str) -> None:
         self.tasks[name] = self.archive.add_task(name, spec=f'{{"n":{self.changes % 3}}}')
 
+    def view(self, name: str, drop: bool) -> None:
+        if drop:
+            self.archive.commit("view", name, [])
+        else:
+            self.archive.add_view(name, f"SELECT {self.changes}")
+
     def erase(self, name: str) -> None:
         if name in self.stored:
             video_id = self.stored.pop(name).video_id
@@ -124,6 +131,7 @@ class History:
                 replaced |= any("/meta/" in new and new.split("/")[:3] == parts[:3] for new in named)
                 routed = f"videos/{owner}/routes/{parts[2]}/" if parts[0] == "results" else "none"
                 replaced |= any(new.startswith(routed) for new in named)
+                replaced |= entry.kind == "view" and parts[:2] == ["views", entry.subject]
                 replaced |= entry.kind == "results" and key in entry.removed
                 collected = entry.kind == "gc" and key in entry.removed
                 if collected or (entry.kind == "erase" and owner == entry.subject):
@@ -151,6 +159,7 @@ def check(snapshot: Snapshot, history: History) -> None:
     assert {(r["video_id"], r["version"]) for r in rows["idx.store.routes"]} == routes
     metas = {p[1] for p in in_force if p[2:3] == ["meta"]}
     assert {r["video_id"] for r in rows["idx.store.meta"]} == metas
+    assert {r["name"] for r in rows["idx.store.views"]} == {p[1] for p in in_force if p[0] == "views"}
     held = {"/".join(p) for p in in_force}
     answers = {key for key in held if key.startswith("results/")} - history.damaged
     assert {r["key"] for r in rows["idx.store.results"]} == answers

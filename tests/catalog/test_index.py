@@ -26,6 +26,7 @@ TABLES = (
     "stages",
     "footers",
     "tasks",
+    "views",
     "routes",
     "results",
 )
@@ -45,6 +46,7 @@ def fill(archive: Any) -> Any:
     task = archive.add_task()
     archive.add_routes(first, task)
     archive.add_answers(first, task)
+    archive.add_view("night")
     archive.add_meta(first.video_id, name="gate", tags={"camera": "gate"})
     second = archive.add_video("two", segments=1)
     archive.add_routes(second, task)

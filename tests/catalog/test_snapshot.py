@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from nvpstore.catalog import Catalog
-from nvpstore.errors import TaskError, UsageError
+from nvpstore.errors import IntegrityError, TaskError, UsageError
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
+from tests.catalog.conftest import view_of
 
 
 @pytest.mark.parametrize("pts", [(0, 512, 1024, 1536), (0, 512, 1024, 1700), (0,)])
@@ -141,6 +143,32 @@ def test_an_indexed_video_has_all_fields(archive: Any, catalog: Catalog) -> None
     assert not snapshot.has_video("f" * 32)
     with pytest.raises(UsageError, match="no video 'ffff"):
         snapshot.video("f" * 32)
+
+
+def test_the_last_entry_about_a_view_wins(archive: Any, catalog: Catalog, cache_dir: Path) -> None:
+    archive.add_view("night", "SELECT 1")
+    catalog.snapshot()
+    night, day = archive.add_view("night", "SELECT 2"), archive.add_view("day")
+    assert catalog.snapshot().views() == (day, night)
+    archive.commit("view", "day", [])
+    assert catalog.snapshot().views() == (night,)
+    assert catalog.rebuild().views() == (night,)
+    catalog.checkpoint(force=True)
+    assert Catalog(archive.store, cache_dir / "fresh").snapshot().views() == (night,)
+
+
+@pytest.mark.parametrize("names", [("day",), ("night", "night")])
+def test_a_view_entry_names_its_own_view_once(archive: Any, catalog: Catalog, names: tuple[str, ...]) -> None:
+    archive.commit("view", "night", [archive.put_view(view_of(name)) for name in names])
+    with pytest.raises(IntegrityError, match="saves the view night as"):
+        catalog.snapshot()
+
+
+def test_a_view_object_with_another_view_in_it_is_named(archive: Any, catalog: Catalog) -> None:
+    stored = archive.put_view(view_of("day"), under="night")
+    archive.commit("view", "night", [stored])
+    with pytest.raises(IntegrityError, match=f"{stored.key} holds the view day"):
+        catalog.snapshot()
 
 
 def test_tasks_newest_by_default_pinned_by_prefix(archive: Any, catalog: Catalog) -> None:

@@ -26,7 +26,7 @@ from nvpstore.codec.build import Architecture
 from nvpstore.codec.quantize import ENCODINGS, decode_tensor
 from nvpstore.storage import keys, tables
 from nvpstore.storage.checkpoints import TABLES
-from nvpstore.storage.documents import FORMAT_VERSION, encode_meta, encode_task
+from nvpstore.storage.documents import FORMAT_VERSION, encode_meta, encode_task, encode_view
 from nvpstore.storage.entries import EntryKind, LogDraft, decode_entry, encode_entry, new_entry
 from nvpstore.storage.parquet import footer_of
 from nvpstore.storage.results import encode_results
@@ -34,6 +34,7 @@ from nvpstore.tasks.spec import Preprocessing, TaskSpec
 from nvpstore.types import (
     RouteName,
     RouteScope,
+    SavedView,
     StoredObject,
     StoredTensor,
     TaskKind,
@@ -141,6 +142,8 @@ class TestThePageNamesWhatTheCodeNames:
         assert named("task field") == set(json.loads(encode_task(task)))
         meta = VideoMeta(video_id="0" * 32, name="a", recorded_at=datetime.now(UTC))
         assert named("meta field") == set(json.loads(encode_meta(meta)))
+        view = SavedView(name="night", sql="SELECT 1", saved_at=datetime.now(UTC))
+        assert named("view field") == set(json.loads(encode_view(view)))
         assert named("spec field") == {field.name for field in dataclasses.fields(TaskSpec)}
         inner = {row[0]: row[2] for row in table("spec field")}["`preprocessing`"]
         assert set(names(inner)) == {field.name for field in dataclasses.fields(Preprocessing)}

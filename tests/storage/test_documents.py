@@ -11,18 +11,24 @@ from nvpstore.storage.documents import (
     canonical_json,
     decode_meta,
     decode_task,
+    decode_view,
     encode_meta,
     encode_task,
+    encode_view,
 )
-from nvpstore.types import TaskRecord, VideoMeta
+from nvpstore.types import SavedView, TaskRecord, VideoMeta
 
 TASK = TaskRecord(
     name="labels", version="a" * 64, kind="classification", cuts=2, labels=("ü", "b"), spec="{}"
 )
 META = VideoMeta(video_id="a" * 32, name='gate "1"', tags={"camera": "gäte"}, hold=True)
+VIEW = SavedView(
+    name="night", sql="SELECT 'ü'\nFROM videos", saved_at=datetime(2026, 5, 1, 12, 30, tzinfo=UTC)
+)
 
 
-def test_tasks_and_metadata_come_back() -> None:
+def test_tasks_views_and_metadata_come_back() -> None:
+    assert decode_view(encode_view(VIEW)) == VIEW
     assert decode_task(encode_task(TASK)) == TASK
     assert decode_meta(encode_meta(META)) == META
 
@@ -41,7 +47,7 @@ def test_canonical_json_has_one_spelling() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b'{"format":1}', b'{"format":1,"kind":[]}'])
 def test_malformed_documents_are_integrity_errors(data: bytes) -> None:
-    for decode in (decode_task, decode_meta):
+    for decode in (decode_task, decode_view, decode_meta):
         with pytest.raises((IntegrityError, ArchiveError)):
             decode(data)
 

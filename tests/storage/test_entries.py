@@ -78,6 +78,9 @@ def test_an_entry_comes_back_from_its_bytes() -> None:
         (draft("erase"), draft("results", objects=(ANSWERS,)), "changed meanwhile"),
         (draft("results", objects=(ANSWERS,)), draft("erase"), "erased"),
         (draft("results", objects=(ANSWERS,)), draft("video"), "fitted anew"),
+        (draft("view", "night"), draft("view", "day"), "views or tasks were changed"),
+        (draft("view", "night"), draft("task", "labels"), "views or tasks were changed"),
+        (draft("gc", ARCHIVE), draft("view", "night"), "meanwhile"),
         (
             draft("results", removed=(ANSWERS.key,)),
             draft("results", objects=(result_object(),)),
@@ -117,6 +120,9 @@ def test_a_newer_entry_refuses_what_it_makes_pointless(
         (draft("results", objects=(ANSWERS,)), draft("routes", objects=(routes_object("4" * 64),))),
         (draft("results", objects=(ANSWERS,)), draft("meta", objects=(meta_object(VIDEO),))),
         (draft("task", "labels"), draft("erase")),
+        (draft("task", "labels"), draft("view", "labels")),
+        (draft("view", "night"), draft("video")),
+        (draft("view", "night"), draft("erase")),
     ],
 )
 def test_what_does_not_touch_the_same_video_is_let_through(prepared: LogDraft, newer: LogDraft) -> None:

@@ -52,6 +52,13 @@ def store_video(log: Log, video_id: str = VIDEO) -> LogEntry:
     return log.append(draft)
 
 
+def save_view(log: Log, name: str, *, drop: bool = False) -> set[str]:
+    attempt = keys.new_attempt(later_than=state(log).latest_attempt)
+    objects = () if drop else (log.store.put(keys.view_key(name, attempt), attempt.encode()),)
+    log.append(LogDraft(kind="view", attempt=attempt, subject=name, objects=objects))
+    return {obj.key for obj in objects}
+
+
 def gc(log: Log, **options: Any) -> set[str]:
     return set(collect(log, lambda: state(log), **options).keys)
 
@@ -81,6 +88,18 @@ def test_orphans_and_replaced_objects_go_after_the_grace(log: Log) -> None:
     assert stored(log) == meta | {obj.key for obj in second.objects}
     assert state(log).replaced == {}
     assert gc(log, now=LATER) == set()
+
+
+def test_replaced_and_dropped_views_go_and_views_in_force_stay(log: Log) -> None:
+    first, night = save_view(log, "night"), save_view(log, "night")
+    day, _ = save_view(log, "day"), save_view(log, "day", drop=True)
+    attempt = keys.first_attempt_at(datetime.now(UTC) - 2 * DAY)
+    orphan = log.store.put(keys.view_key("never", attempt), b"{}").key
+    assert gc(log) == {orphan}
+    assert gc(log, now=LATER) == first | day
+    assert stored(log) == night
+    # The same name again: a deletion that comes late could not hit it.
+    assert not save_view(log, "day") & day
 
 
 def test_a_killed_gc_is_completed_by_the_next(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

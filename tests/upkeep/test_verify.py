@@ -73,6 +73,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Vide
     small.add_routes(gate, task)
     small.add_meta(gate.video_id, name="the gate", tags={})
     yard = small.add_video("yard")
+    small.add_view("night")
     Catalog(small.store, folder / "cache").checkpoint(force=True)
     return folder / "archive", (gate, older, yard)
 
@@ -105,7 +106,7 @@ class TestWhole:
         assert report.damages == ()
         assert report.objects == len(objects)
         assert report.bytes == sum((stored.root / key).stat().st_size for key in objects)
-        assert (report.entries, report.checkpoints) == (7, 1)
+        assert (report.entries, report.checkpoints) == (8, 1)
         assert report.superseded == sum(stored.older_gate.attempt in key for key in objects) == 4
 
     def test_orphans_are_counted_and_are_no_damage(self, stored: Stored) -> None:
@@ -260,6 +261,14 @@ class TestManifests:
 
 
 class TestLog:
+    def test_a_view_that_is_none(self, stored: Stored) -> None:
+        key = keys.view_key("day", keys.new_attempt())
+        objects = (stored.log.store.put(key, b'{"format":1}'),)
+        stored.log.append(LogDraft(kind="view", attempt=keys.new_attempt(), subject="day", objects=objects))
+        damage = only(stored.verify())
+        assert damage.object == key
+        assert "it was committed so, but a saved view is malformed" in damage.found
+
     def test_a_missing_entry_is_said(self, stored: Stored) -> None:
         stored.damage(keys.log_key(2), None)
         assert keys.log_key(2) in {damage.object for damage in stored.verify().damages}
@@ -273,9 +282,9 @@ class TestLog:
         assert [damage.object for damage in found] == [keys.log_key(1), keys.log_key(2)]
 
     def test_a_lost_end_is_said_where_a_checkpoint_remembers_it(self, stored: Stored) -> None:
-        stored.damage(keys.log_key(6), None)
-        found = [damage for damage in stored.verify().damages if damage.object == keys.log_key(6)]
-        assert "the log ends at entry 5" in only_of(found).found
+        stored.damage(keys.log_key(7), None)
+        found = [damage for damage in stored.verify().damages if damage.object == keys.log_key(7)]
+        assert "the log ends at entry 6" in only_of(found).found
 
     def test_all_damages_are_found_at_once(self, stored: Stored) -> None:
         broken = [keys.log_key(3), stored.yard.segments[0].latents.key]
