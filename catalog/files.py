@@ -16,6 +16,7 @@ from pathlib import Path
 
 import duckdb
 
+from nvpstore.catalog.connections import Connections
 from nvpstore.catalog.tables import TABLES, VIEWS, VIEWS_SQL, united
 
 DIGITS = 12  # of an entry's checksum, in names
@@ -80,6 +81,7 @@ class OpenIndex:
     def __init__(self, file: IndexFile) -> None:
         """Raises OSError where a file is gone, or is removed at this moment."""
         self.file = file
+        self.connections = Connections(self.connect)
         self._descriptors: list[int] = []
         try:
             for path in file.paths:
@@ -92,6 +94,7 @@ class OpenIndex:
             raise
 
     def close(self) -> None:
+        self.connections.close()
         while self._descriptors:
             os.close(self._descriptors.pop())
 

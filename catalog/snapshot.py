@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from nvpstore.catalog.connections import Terms
 from nvpstore.catalog.files import OpenIndex
 from nvpstore.catalog.fold import HeldObject, owner_of
 from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segment_record, stored_object
@@ -123,6 +124,14 @@ class Snapshot:
         """A fresh in-memory connection: the index, read-only, as `idx.store.*`, the views by plain name."""
         with self.noticing_damage():
             return self._index.connect()
+
+    @contextmanager
+    def lend(self, terms: Terms) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection as `connect` gives it, for as long as the block runs; see `Connections.lend`."""
+        with ExitStack() as stack:
+            with self.noticing_damage():
+                connection = stack.enter_context(self._index.connections.lend(terms))
+            yield connection
 
     @contextmanager
     def noticing_damage(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ Pure: reads the index, touches no tensor, imports no torch. Per-segment steps ex
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from nvpstore.query.parse import CATALOG_VIEWS, FRAMES, Query, TaskTable
 from nvpstore.query.places import Places
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import describe_unmet
+from nvpstore.query.safety import Locked
 from nvpstore.query.sample import Scoped, scoped_segments
 from nvpstore.query.scans import Chosen, Scan, Skipped, top_of
 from nvpstore.query.scope import find_scopes
@@ -42,6 +44,9 @@ class Snapshot(Protocol):
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A fresh in-memory connection: the index attached read-only as `idx`, the views unqualified."""
+
+    def lend(self, terms: Locked) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """The same for as long as the block runs, prepared as `terms` say; it may have been used before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from nvpstore.query.relation import relation_schema
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.rules import improve
-from nvpstore.query.safety import lock_down
+from nvpstore.query.safety import Locked
 from nvpstore.query.scheduler import SCHEDULER
 from nvpstore.query.spill import Relation, Rows
 from nvpstore.query.steps import Operators, Orders, Runner
@@ -112,29 +112,22 @@ def _orders(request: Request) -> Orders:
 
 @contextmanager
 def _planned(request: Request) -> Iterator[_Asked]:
-    """The query planned on a locked connection, which is closed after the block; its deadline runs."""
+    """The query planned on a locked connection that is its own while the block runs; its deadline runs."""
     orders, settings = _orders(request), request.settings
     given = given_tables(request.tables)
-    con = request.snapshot.connect()
-    try:
-        memory = f"{FLOOR_BYTES >> 20}MiB"
-        lock_down(con, memory_limit=memory, threads=settings.threads, changeable=("memory_limit",))
-        with (
-            SCHEDULER.query(),
-            ALLOTMENT.share(orders.limits, con) as share,
-            _deadline(con, orders.cancel, settings.query_seconds),
-        ):
-            records = load_tasks(con)
-            names = {task.name for task in records}
-            query = parse(request.sql, names, params=request.params, tables=given.keys(), views=request.views)
-            register_tables(con, given)
-            check_binds(con, query, records)
-            plan = build_plan(query, con=con, tasks=records, snapshot_number=request.snapshot.number)
-            yield _Asked(
-                request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share
-            )
-    finally:
-        con.close()
+    with (
+        request.snapshot.lend(Locked(memory_mib=FLOOR_BYTES >> 20, threads=settings.threads)) as con,
+        SCHEDULER.query(),
+        ALLOTMENT.share(orders.limits, con) as share,
+        _deadline(con, orders.cancel, settings.query_seconds),
+    ):
+        records = load_tasks(con)
+        names = {task.name for task in records}
+        query = parse(request.sql, names, params=request.params, tables=given.keys(), views=request.views)
+        register_tables(con, given)
+        check_binds(con, query, records)
+        plan = build_plan(query, con=con, tasks=records, snapshot_number=request.snapshot.number)
+        yield _Asked(request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share)
 
 
 def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: list[TaskRecord]) -> None:

@@ -8,6 +8,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -151,7 +152,8 @@ def lock_down(
     temp_limit: str = "4GiB",
     changeable: Sequence[str] = (),
 ) -> None:
-    """Takes files, network, extensions, Python variables and settings but `changeable` away from `con`.
+    """Takes files, network, extensions, Python variables and settings but `changeable` away from `con`, and
+    from all cursors of it.
 
     What does not fit into `memory_limit` spills into `temp_folder` (default: one of this process among the
     machine's temporary files), at most `temp_limit` of it; DuckDB removes it with the connection.
@@ -161,7 +163,7 @@ def lock_down(
         "disabled_optimizers": quoted(",".join(_disabled(con))),
         "memory_limit": quoted(memory_limit),
         "threads": str(threads),
-        "TimeZone": "'UTC'",  # a machine's own zone must not change rows
+        "GLOBAL TimeZone": "'UTC'",  # a machine's own zone must not change rows
         "temp_directory": quoted(str(folder)),
         "max_temp_directory_size": quoted(temp_limit),
         "enable_progress_bar": "false",
@@ -171,7 +173,7 @@ def lock_down(
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",
         "allow_persistent_secrets": "false",
-        "python_enable_replacements": "false",
+        "GLOBAL python_enable_replacements": "false",  # of cursors too
         "enable_external_access": "false",
         "allowed_configs": f"[{', '.join(map(quoted, changeable))}]",
         "lock_configuration": "true",  # last: nothing can be set after it
@@ -180,6 +182,27 @@ def lock_down(
         con.execute(";".join(f"SET {name} = {value}" for name, value in {**limits, **closed}.items()))
     except duckdb.Error as cause:
         raise QueryError(f"the query connection cannot be locked down: {cause}") from cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """The terms on which queries are lent connections: locked down, but for `memory_limit`, which begins as
+    and is set back to so many MiB."""
+
+    memory_mib: int
+    threads: int
+
+    def prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
+        limit = f"{self.memory_mib}MiB"
+        lock_down(connection, memory_limit=limit, threads=self.threads, changeable=("memory_limit",))
+
+    def restore(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """Nothing else of it can be changed; not where DuckDB cannot let go of what it holds."""
+        try:
+            connection.execute(f"SET memory_limit = '{self.memory_mib}MiB'")
+        except duckdb.Error:
+            return False
+        return True
 
 
 def _disabled(con: duckdb.DuckDBPyConnection) -> list[str]:

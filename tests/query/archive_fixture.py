@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 import nvpstore.catalog
+from nvpstore.catalog.connections import Connections, Terms
 from nvpstore.config import Settings
 from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
@@ -130,6 +132,13 @@ class FixtureSnapshot:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._connections = Connections(self.connect)
+
+    def __reduce__(self) -> tuple[type[FixtureSnapshot], tuple[Path]]:
+        return type(self), (self.path,)
+
+    def lend(self, terms: Terms) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return self._connections.lend(terms)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         con = duckdb.connect(":memory:")
