@@ -88,4 +88,7 @@ class Operators(Fetching, Protocol):
         """Memory of what `fetch`, `load`, `decode`, `source` or `tail` gave."""
 
     def frame_bytes(self, handle: Any, taps: tuple[str, ...]) -> int:
-        """Memory that `decode` takes for a frame, what it gives included."""
+        """Memory that `decode` takes for a frame, what it gives included, and what shows it for `rgb`."""
+
+    def source_frame_bytes(self, snapshot: Any, video_id: str) -> int:
+        """The same of `source`."""

@@ -16,6 +16,7 @@ from nvpstore.catalog.answers import IndexedAnswers, StoredResult, stored_result
 from nvpstore.errors import CommitDropped, StoreError
 from nvpstore.query.answers import Answers, Found, Known, PartReader, Place, covered_frames
 from nvpstore.query.left import Left, what_is_left
+from nvpstore.query.limits import MOST_FOUND
 from nvpstore.query.plan import Plan
 from nvpstore.storage import keys
 from nvpstore.storage.log import Log, LogDraft
@@ -24,7 +25,6 @@ from nvpstore.storage.results import AnswerPart, Intervals, encode_results, inte
 from nvpstore.storage.results import Answers as StoredAnswers
 from nvpstore.types import StoredObject
 
-FOUND_BYTES = 64 << 20  # of new rows in memory: more are stored while the query runs
 MOST_OBJECTS = 16  # of one video and result; one more, and all become one
 _TRIES = 8  # commits by others between our reading and our writing
 
@@ -41,9 +41,19 @@ class KeptAnswers:
     """One archive's stored answers, for all queries of a process. Can be shared by threads."""
 
     def __init__(
-        self, log: Log, newest: Callable[[], Snapshot], ranges: RangeReader, *, writes: bool = True
+        self,
+        log: Log,
+        newest: Callable[[], Snapshot],
+        ranges: RangeReader,
+        *,
+        writes: bool = True,
+        found_bytes: int = MOST_FOUND,
     ) -> None:
-        """`newest` gives the newest state. Without `writes` answers are only read."""
+        """`newest` gives the newest state. Without `writes` answers are only read.
+
+        Of what a query finds, `found_bytes` stay in memory until it ends; more are stored before.
+        """
+        self._found_bytes = found_bytes
         self._log, self._newest, self._ranges = log, newest, ranges
         self._writes = writes
         self.problem: str | None = None  # why nothing is written any more
@@ -60,7 +70,7 @@ class KeptAnswers:
         """
 
         def on_found(answers: Answers) -> None:
-            if answers.found_bytes > FOUND_BYTES or not self._writes:
+            if answers.found_bytes > self._found_bytes or not self._writes:
                 self.store(answers)
 
         answers = Answers(plan, PartReader(snapshot, self._ranges), on_found=on_found)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nvpstore.storage.ranges import AHEAD_BYTES
+
+MOST_FOUND = 64 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -27,6 +31,16 @@ class Limits:
     @property
     def rows_bytes(self) -> int:
         return self.memory_bytes // 8
+
+    @property
+    def found_bytes(self) -> int:
+        """Of new answers in memory: more are stored while the query runs. A part of what rows have."""
+        return min(MOST_FOUND, self.rows_bytes // 2)
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of what is fetched ahead. A part of what is kept."""
+        return min(AHEAD_BYTES, self.kept_bytes // 2)
 
     @property
     def batch_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Hashable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class SegmentWork:
     What another query does at this moment, or has left in memory, is taken from there.
     """
 
-    def __init__(self, runner: Runner, step: Step, groups: list[Group]) -> None:
+    def __init__(self, runner: Runner, step: Step, groups: list[Group], *, held: Container[int] = ()) -> None:
         self.runner = runner
         self.step = step
         self.key = (step.video_id, step.segment)
@@ -52,8 +52,20 @@ class SegmentWork:
         self._chosen = {index: scan.routes[self.key] for index, scan in scans.items()}
         self.stages = runner.plan.segments[self.key].stages
         self.rows: dict[int, list[pa.Table]] = {index: [] for index in step.scans}
+        self._flowing = [
+            index
+            for index, scan in scans.items()
+            if scan.options.on_error == "error"
+            and index not in held
+            and sum(index in group.scans for group in groups) == 1
+        ]
 
-    def run(self) -> None:
+    def run(self) -> Generator[dict[int, list[pa.Table]], None, None]:
+        """Rows by scan, each scan's in the order of their frames but for those of several groups.
+
+        A segment's come at once, or before they become more than their share of memory: not those of scans
+        that may skip it, which have all of its rows or none, and of `held` ones, to which others belong.
+        """
         self.runner.check()
         if self.step.source:
             self.identity = ("source", self.step.video_id)
@@ -66,17 +78,25 @@ class SegmentWork:
                 if not self._alive & set(group.scans):
                     break
                 self._batch(group, frames)
-        self.rows = {index: tables for index, tables in self.rows.items() if index in self._alive and tables}
+                self.runner.resident.keep_low()
+                if self._flowing_bytes() > self.runner.limits.rows_bytes // 2:
+                    yield {index: self.rows[index] for index in self._flowing if self.rows[index]}
+                    self.rows |= {index: [] for index in self._flowing}
+        yield {index: tables for index, tables in self.rows.items() if index in self._alive and tables}
+
+    def _flowing_bytes(self) -> int:
+        return sum(table.nbytes for index in self._flowing for table in self.rows[index])
 
     def _batches(self, group: Group) -> Iterator[NDArray[np.int64]]:
+        operators = self.runner.operators
         if self.handle is None:
-            return batches(group.frames, start=0, batch_frames=self.runner.batch_frames)
+            frame_bytes, start = operators.source_frame_bytes(self.runner.snapshot, self.step.video_id), 0
+        else:
+            frame_bytes, start = operators.frame_bytes(self.handle, group.taps), self.handle.start_frame
         fit = fitting_frames(
-            self.runner.batch_frames,
-            frame_bytes=self.runner.operators.frame_bytes(self.handle, group.taps),
-            room_bytes=self.runner.limits.batch_bytes,
+            self.runner.batch_frames, frame_bytes=frame_bytes, room_bytes=self.runner.limits.batch_bytes
         )
-        return batches(group.frames, start=self.handle.start_frame, batch_frames=fit)
+        return batches(group.frames, start=start, batch_frames=fit)
 
     # ------------------------------------------------------------ weights
 

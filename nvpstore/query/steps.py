@@ -26,6 +26,7 @@ from nvpstore.query.plan import Group, Key, Plan, Skipped, Snapshot, Step, itera
 from nvpstore.query.progress import OnProgress, Progress
 from nvpstore.query.read_ahead import PlanStep, steps_ahead
 from nvpstore.query.relation import relation_schema
+from nvpstore.query.resident import Resident
 from nvpstore.query.routes import Route
 from nvpstore.query.rows import free_rows
 from nvpstore.query.scheduler import Cancelled
@@ -77,6 +78,7 @@ class Runner:
         self._answers = answers
         self._orders = orders
         self._rows = rows
+        self.resident = Resident(orders.limits.batch_bytes)
         self._progress = Progress(frames_to_answer(plan), orders.on_progress)
         self._read_sources: set[str] = set()
         self._read_adapters: set[ByteRange] = set()
@@ -97,11 +99,14 @@ class Runner:
                     return
 
     def tables(self) -> Generator[dict[int, pa.Table], None, None]:
-        """Rows by scan of each step, as it is done. Close it, and nothing more begins."""
+        """Rows by scan of each step, as it is done, or some of them earlier where they are large.
+
+        Close it, and nothing more begins.
+        """
         with closing(self._unanswered()) as unanswered, closing(self._begun(unanswered)) as steps:
             for step, groups in steps:
                 self.check()
-                yield self._step(step, groups)
+                yield from self._step(step, groups)
                 key = (step.video_id, step.segment)
                 frames = sum(self.plan.scans[index].work_of(key).num_rows for index in step.scans)
                 self._progress.step(step.video_id, frames)
@@ -126,20 +131,24 @@ class Runner:
                 return
             yield item
 
-    def _step(self, step: Step, groups: list[Group]) -> dict[int, pa.Table]:
+    def _step(self, step: Step, groups: list[Group]) -> Iterator[dict[int, pa.Table]]:
         """Fetches and decodes one segment once and takes every scan's rows from it."""
         stored: dict[int, pa.Table] = {}
         if self._answers is not None:
             stored = self._answers.take(step)
             self.measured.answered_frames = self._answers.tally.frames
         computed = {index for group in groups for index in group.scans}
-        done = {index: [table] for index, table in stored.items() if index not in computed}
-        if computed:
-            work = SegmentWork(self, replace(step, scans=tuple(sorted(computed))), groups)
-            work.run()
-            for index, tables in work.rows.items():
-                done[index] = [stored[index], *tables] if index in stored else tables
-        return {index: _by_frame(tables) for index, tables in done.items()}
+        done = {index: table for index, table in stored.items() if index not in computed}
+        if not computed:
+            yield done
+            return
+        work = SegmentWork(self, replace(step, scans=tuple(sorted(computed))), groups, held=stored)
+        with closing(work.run()) as parts:
+            for part in parts:
+                for index, tables in part.items():
+                    done[index] = _by_frame([stored[index], *tables] if index in stored else tables)
+                yield done
+                done = {}
 
     def keep(self, index: int, key: Key, frames: NDArray[np.int64], outputs: pa.Table) -> None:
         """Scan `index` has computed `outputs` for `frames` [t] of a segment: nobody needs to again."""

@@ -305,6 +305,9 @@ class CountingOperators:
     def frame_bytes(self, handle: FakeHandle, taps: tuple[str, ...]) -> int:
         return 8 * len(taps)
 
+    def source_frame_bytes(self, snapshot: Any, video_id: str) -> int:
+        return 8
+
     def source(self, snapshot: Any, video_id: str, frames: Any) -> dict[str, Any]:
         self.source_frames += len(frames)
         return {"rgb": np.asarray(frames)}

@@ -13,9 +13,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from nvpstore.errors import StoreError
+from nvpstore.errors import CodecError, StoreError
 from nvpstore.query.spill import Rows
-from tests.query.archive_fixture import FixtureSnapshot, ask
+from tests.query.archive_fixture import CountingOperators, FakeHandle, FixtureSnapshot, ask
 
 BUDGET = 64 << 20
 CHILD = """
@@ -132,6 +132,7 @@ class TestRows:
     [
         "SELECT * FROM labels",
         "SELECT * FROM frames",
+        "SELECT * FROM frames(on_error := 'skip')",
         "SELECT box.x1, label FROM objects WHERE score > 0.1",
         "SELECT l.label, e.embedding FROM labels l JOIN embed e USING (video_id, frame)",
     ],
@@ -142,3 +143,26 @@ def test_a_query_whose_rows_go_to_disk_answers_as_ever(
     expected = sorted(map(repr, ask(snapshot, sql).fetchall()))
     monkeypatch.setattr("nvpstore.query.limits.Limits.rows_bytes", 1000)
     assert sorted(map(repr, ask(snapshot, sql).fetchall())) == expected
+
+
+class BreaksLater(CountingOperators):
+    """The second batch of a segment fails."""
+
+    def decode(self, handle: FakeHandle, frames: Any, taps: tuple[str, ...]) -> dict[str, Any]:
+        if len(self.batches) % 2:
+            self.batches.append(0)
+            raise CodecError("broken")
+        return super().decode(handle, frames, taps)
+
+
+def test_rows_that_go_to_disk_early_are_not_those_of_a_skipped_segment(
+    snapshot: FixtureSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvpstore.query.limits.Limits.rows_bytes", 1000)
+    sql = "SELECT video_id, segment FROM frames(on_error := 'skip') WHERE octet_length(image) > 0"
+    found = ask(snapshot, sql, BreaksLater(), batch_frames=4)
+    skipped = {(one.video_id, one.segment) for one in found.skipped}
+    assert skipped
+    assert not skipped & set(found.fetchall())
+    with pytest.raises(CodecError, match="broken"):
+        ask(snapshot, sql.replace("'skip'", "'error'"), BreaksLater(), batch_frames=4)

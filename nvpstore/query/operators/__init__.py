@@ -30,7 +30,7 @@ from nvpstore.query.sharing import Sharing
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
-from nvpstore.storage.ranges import Prefetched, RangeReader, RangesRead, Traffic
+from nvpstore.storage.ranges import AHEAD_BYTES, Prefetched, RangeReader, RangesRead, Traffic
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
@@ -86,13 +86,22 @@ class TorchOperators:
     """Runs on CUDA where there is a device, else on the CPU."""
 
     def __init__(
-        self, store: ObjectStore, *, threads: int, cache_dir: Path | None = None, cache_bytes: int = 0
+        self,
+        store: ObjectStore,
+        *,
+        threads: int,
+        cache_dir: Path | None = None,
+        cache_bytes: int = 0,
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
-        """`cache_dir` is the archive's own cache folder; without one, nothing that is fetched is kept."""
+        """`cache_dir` is the archive's own cache folder; without one, nothing that is fetched is kept.
+
+        At most `ahead_bytes` are fetched before they are needed.
+        """
         self.store = store
         self._originals = None if cache_dir is None else _cache(cache_dir / "originals", cache_bytes)
         ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
-        self._ranges = RangeReader(store, cache=ranges)
+        self._ranges = RangeReader(store, cache=ranges, ahead_bytes=ahead_bytes)
         self._index = Remembered()
         self._readers = IdleReaders(most=IDLE_READERS)
         self.sharing = Sharing()
@@ -185,9 +194,17 @@ class TorchOperators:
         raise TypeError(f"no size of {type(value).__name__}")
 
     def frame_bytes(self, handle: FetchedSegment, taps: tuple[str, ...]) -> int:
-        """The taps, and the deepest stage three times over: convolution, shuffle, activation."""
+        """The taps, and the deepest stage three times over: convolution, shuffle, activation.
+
+        Pictures are shown at source size, as floats and as bytes.
+        """
         shapes = [math.prod(handle.arch.stage_shape(stage)) for stage in taps]
-        return 4 * (sum(shapes) + 3 * max(shapes))
+        shown = _picture_bytes(handle.height, handle.width) if RGB_STAGE in taps else 0
+        return 4 * (sum(shapes) + 3 * max(shapes)) + shown
+
+    def source_frame_bytes(self, snapshot: Snapshot, video_id: str) -> int:
+        video = self._index.video(snapshot, video_id)
+        return _picture_bytes(video.height, video.width)
 
     def source(self, snapshot: Snapshot, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, object]:
         """`{"rgb": Pixels}` read from the original; SourceError where it is gone or another file."""
@@ -275,6 +292,11 @@ class TorchOperators:
 
     def _read(self, wanted: Sequence[ByteRange], snapshot: Snapshot) -> RangesRead:
         return self._ranges.read_counted(wanted, as_of=snapshot.number)
+
+
+def _picture_bytes(height: int, width: int) -> int:
+    """A picture as bytes, and twice as floats: for preprocessing, and for what that gives."""
+    return 3 * height * width * (1 + 2 * 4)
 
 
 def _parameter_bytes(module: nn.Module) -> int:
