@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import duckdb
 import pyarrow as pa
 
+from nvpstore.query.names import CATALOG_VIEWS
 from nvpstore.query.routes import Route
 from nvpstore.query.sample import videos_filter
 from nvpstore.types import RGB_STAGE, ByteRange, TaskRecord
@@ -43,6 +46,51 @@ class SegmentFacts:
     def full_bytes(self) -> int:
         """What a decode to pixels fetches."""
         return (self.prefix_bytes[-1] if self.prefix_bytes else 0) + self.latents_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """What planning asks of an index as a whole, whatever the query is.
+
+    `tasks` newest first; how many `frames` and `segments` there are; by public view its `columns`.
+    """
+
+    tasks: tuple[TaskRecord, ...]
+    frames: int
+    segments: int
+    columns: Mapping[str, frozenset[str]]
+
+
+_WHOLES: WeakKeyDictionary[object, Whole] = WeakKeyDictionary()
+_ASKING = threading.Lock()
+
+
+def whole_of(snapshot: object, con: duckdb.DuckDBPyConnection) -> Whole:
+    """`load_whole` of a snapshot to which `con` belongs, read once: it never changes."""
+    with _ASKING:
+        known = _WHOLES.get(snapshot)
+    if known is None:
+        known = load_whole(con)
+        with _ASKING:
+            _WHOLES[snapshot] = known
+    return known
+
+
+def load_whole(con: duckdb.DuckDBPyConnection) -> Whole:
+    ((frames, segments),) = con.execute(
+        "SELECT coalesce(sum(frames), 0)::BIGINT, count(*) FROM idx.store.segments"
+    ).fetchall()
+    return Whole(
+        tasks=tuple(load_tasks(con)),
+        frames=frames,
+        segments=segments,
+        columns=columns_of(con, CATALOG_VIEWS),
+    )
+
+
+def columns_of(con: duckdb.DuckDBPyConnection, tables: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The column names, in lower case, of tables and views that `con` knows."""
+    return {name: frozenset(column.lower() for column in con.table(name).columns) for name in tables}
 
 
 def load_tasks(con: duckdb.DuckDBPyConnection) -> list[TaskRecord]:

@@ -5,7 +5,7 @@ Pure: reads the index, touches no tensor, imports no torch. Per-segment steps ex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,9 +21,9 @@ from nvpstore.query.candidates import choose_rows, frame_candidates, task_candid
 from nvpstore.query.columns import read_columns
 from nvpstore.query.details import Details, FactsBySegment, Key
 from nvpstore.query.early_stop import enough_rows
-from nvpstore.query.index import SegmentFacts, route_candidates, segment_facts
+from nvpstore.query.index import SegmentFacts, Whole, columns_of, route_candidates, segment_facts
 from nvpstore.query.options import TableOptions, suggestion
-from nvpstore.query.parse import CATALOG_VIEWS, FRAMES, Query, TaskTable
+from nvpstore.query.parse import FRAMES, Query, TaskTable
 from nvpstore.query.places import Places
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import describe_unmet
@@ -109,27 +109,21 @@ STEP_SCHEMA = pa.schema(
 # ---------------------------------------------------------------- building
 
 
-def build_plan(
-    query: Query, *, con: duckdb.DuckDBPyConnection, tasks: Sequence[TaskRecord], snapshot_number: int
-) -> Plan:
+def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, snapshot_number: int) -> Plan:
     """The naive plan of `query`: a scan a task table and a decode a scan and segment; `rules` improve it.
 
-    `tasks` are newest first. Raises QueryError (unknown version, `top` beyond the labels) and RouteError.
+    `index` is what `con` reads. Raises QueryError (unknown version, `top` beyond the labels) and RouteError.
     """
-    records = {table.relation: resolve_task(table, tasks) for table in query.tables}
+    records = {table.relation: resolve_task(table, index.tasks) for table in query.tables}
     schemas = {name: relation_schema(FRAMES if t is None else t.kind) for name, t in records.items()}
-    columns = {name: frozenset(schema.names) for name, schema in schemas.items()} | view_columns(
-        con, query.given
-    )
+    columns = {name: frozenset(schema.names) for name, schema in schemas.items()}
+    columns |= {**index.columns, **columns_of(con, query.given)}
     scopes = find_scopes(query, columns)
     scans = []
     for table in query.tables:
         scoped = scoped_segments(con, scopes[table.relation], table.options)
         used = read_columns(table.columns, schemas[table.relation].names)
         scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
-    ((total_frames, total_segments),) = con.execute(
-        "SELECT coalesce(sum(frames), 0)::BIGINT, count(*) FROM idx.store.segments"
-    ).fetchall()
     enough = enough_rows(query, columns)
     return Plan(
         scans=tuple(scans),
@@ -137,8 +131,8 @@ def build_plan(
         relations=schemas,
         sql=query.sql,
         snapshot_number=snapshot_number,
-        total_frames=total_frames,
-        total_segments=total_segments,
+        total_frames=index.frames,
+        total_segments=index.segments,
         skipped=tuple(skip for scan in scans for skip in scan.skipped),
         stop_after=enough.rows,
         stop_once=enough.once,
@@ -161,14 +155,6 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     if task.labels and top > len(task.labels) and table.options != TableOptions():
         raise QueryError(f"{table.where}: top := {top}: {task.name} has {len(task.labels)} labels")
     return task
-
-
-def view_columns(con: duckdb.DuckDBPyConnection, given: Collection[str] = ()) -> dict[str, frozenset[str]]:
-    """The column names of the public views and of the `given` tables of the caller."""
-    return {
-        name: frozenset(column.lower() for column in con.table(name).columns)
-        for name in (*CATALOG_VIEWS, *given)
-    }
 
 
 def _scan(

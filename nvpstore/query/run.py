@@ -15,7 +15,7 @@ from nvpstore.errors import NvpError, QueryError
 from nvpstore.query.allotment import ALLOTMENT, FLOOR_BYTES, Share
 from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
-from nvpstore.query.index import load_tasks
+from nvpstore.query.index import whole_of
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
 from nvpstore.query.parse import Query, binder_error, parse
@@ -121,12 +121,12 @@ def _planned(request: Request) -> Iterator[_Asked]:
         ALLOTMENT.share(orders.limits, con) as share,
         _deadline(con, orders.cancel, settings.query_seconds),
     ):
-        records = load_tasks(con)
-        names = {task.name for task in records}
+        index = whole_of(request.snapshot, con)
+        names = {task.name for task in index.tasks}
         query = parse(request.sql, names, params=request.params, tables=given.keys(), views=request.views)
         register_tables(con, given)
-        check_binds(con, query, records)
-        plan = build_plan(query, con=con, tasks=records, snapshot_number=request.snapshot.number)
+        check_binds(con, query, list(index.tasks))
+        plan = build_plan(query, con=con, index=index, snapshot_number=request.snapshot.number)
         yield _Asked(request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvpstore.query.candidates import Candidates, RouteKind, choose_rows
-from nvpstore.query.index import load_tasks
+from nvpstore.query.index import load_whole
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Plan, build_plan
 from nvpstore.query.routes import Route
@@ -102,10 +102,9 @@ def odd(tmp_path: Path) -> FixtureSnapshot:
 
 def plan_of(snapshot: FixtureSnapshot, sql: str) -> Plan:
     con = snapshot.connect()
-    tasks = load_tasks(con)
-    return build_plan(
-        parse(sql, {task.name for task in tasks}), con=con, tasks=tasks, snapshot_number=snapshot.number
-    )
+    index = load_whole(con)
+    query = parse(sql, {task.name for task in index.tasks})
+    return build_plan(query, con=con, index=index, snapshot_number=snapshot.number)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.planning import FRAMES, open_index, write_index
 from nvpstore.query.early_stop import Enough, enough_rows
-from nvpstore.query.index import load_tasks
+from nvpstore.query.index import load_whole
 from nvpstore.query.parse import parse
-from nvpstore.query.plan import build_plan, resolve_task, view_columns
+from nvpstore.query.plan import build_plan, resolve_task
 from nvpstore.query.relation import relation_schema
 from nvpstore.storage.ranges import Traffic
 from tests.query.archive_fixture import CountingOperators, FakeHandle, FixtureSnapshot, ask
@@ -20,11 +20,11 @@ from tests.query.archive_fixture import CountingOperators, FakeHandle, FixtureSn
 
 def enough(snapshot: FixtureSnapshot, sql: str) -> Enough:
     con = snapshot.connect()
-    tasks = load_tasks(con)
-    query = parse(sql, {task.name for task in tasks})
-    kinds = {t.relation: resolve_task(t, tasks) for t in query.tables}
+    index = load_whole(con)
+    query = parse(sql, {task.name for task in index.tasks})
+    kinds = {t.relation: resolve_task(t, index.tasks) for t in query.tables}
     schemas = {name: relation_schema("frames" if t is None else t.kind) for name, t in kinds.items()}
-    return enough_rows(query, {n: frozenset(s.names) for n, s in schemas.items()} | view_columns(con))
+    return enough_rows(query, {n: frozenset(s.names) for n, s in schemas.items()} | index.columns)
 
 
 ROWS = """
@@ -178,6 +178,6 @@ def test_a_second_of_sixty_segments_is_one_or_two(tmp_path: Path) -> None:
     write_index(tmp_path / "index.duckdb", 60, segments_a_video=60)
     con = open_index(tmp_path / "index.duckdb").connect()
     query = parse("SELECT label FROM labels WHERE ts BETWEEN 10 AND 11", {"labels"})
-    (scan,) = build_plan(query, con=con, tasks=load_tasks(con), snapshot_number=1).scans
+    (scan,) = build_plan(query, con=con, index=load_whole(con), snapshot_number=1).scans
     assert scan.segments in (1, 2)
     assert scan.frames == 26

@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from nvpstore.query.index import load_tasks
+from nvpstore.query.index import load_whole
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Plan, build_plan
 from nvpstore.query.safety import UNSTABLE_FUNCTIONS
@@ -16,9 +16,9 @@ ALL_FRAMES = sum(len(clip.pts) for clip in CLIPS)
 
 def plan_of(snapshot: FixtureSnapshot, sql: str) -> Plan:
     con = snapshot.connect()
-    tasks = load_tasks(con)
-    query = parse(sql, {task.name for task in tasks})
-    return build_plan(query, con=con, tasks=tasks, snapshot_number=7)
+    index = load_whole(con)
+    query = parse(sql, {task.name for task in index.tasks})
+    return build_plan(query, con=con, index=index, snapshot_number=7)
 
 
 def frames_of(snapshot: FixtureSnapshot, sql: str) -> list[int]:
