@@ -30,7 +30,7 @@ from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import RangeReader
-from nvpstore.types import FrameBatch, VideoMeta, VideoState
+from nvpstore.types import FrameBatch, SavedView, VideoMeta, VideoState
 from nvpstore.upkeep.caches import drop_damaged
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import Erasure, erase_video
@@ -39,6 +39,7 @@ from nvpstore.upkeep.progress import OnProgress as OnUpkeep
 from nvpstore.upkeep.renewal import renew_checkpoints
 from nvpstore.upkeep.report import VerifyReport
 from nvpstore.upkeep.verify import verify
+from nvpstore.upkeep.views import drop_view, save_view
 from nvpstore.video.source import probe
 
 if TYPE_CHECKING:
@@ -300,6 +301,23 @@ class Archive:
         """Drop stored answers, and return what they were. Later queries compute them again."""
         return drop_answers(self.catalog, **self._results_of(video, task))
 
+    def save_view(self, name: str, sql: str) -> SavedView:
+        """Save one SELECT under a name that all queries of the archive can use like a table's.
+
+        It replaces a view of that name. Queries that name it fail where the archive gets a task of that name
+        later. Raises UsageError for a name that is malformed or taken, QueryError for a text that is not one
+        read-only SELECT over the archive's tables and views, or that reads itself.
+        """
+        return save_view(self.catalog, name, sql, reserved=DEFAULT_TASKS)
+
+    def drop_view(self, name: str) -> SavedView:
+        """Drop a saved view, and return what it was. Raises UsageError for an unknown one."""
+        return drop_view(self.catalog, name)
+
+    def views(self) -> list[SavedView]:
+        """The saved views, by name."""
+        return list(self.catalog.snapshot().views())
+
     def _results_of(self, video: str | None, task: str | None) -> dict[str, str | None]:
         snapshot = self.catalog.snapshot()
         name, _, version = (task or "").partition("@")
@@ -356,7 +374,7 @@ class Archive:
         """Run one SELECT, or EXPLAIN [ANALYZE] one. Raises QueryError naming line and column.
 
         `tables` are the caller's own, by name: Arrow, pandas or polars. `views` are named SELECTs, under the
-        same rules as the query.
+        same rules as the query. Both hide saved views of their names in the query and in `views`.
         """
 
         request = self._request(query, params=params, tables=tables, views=views, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvpstore.api.commands import archive, ingest, query, results, tasks, videos
+from nvpstore.api.commands import archive, ingest, query, results, tasks, videos, views
 
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
@@ -15,6 +15,7 @@ COMMANDS = (
     videos.add_show,
     videos.add_tag,
     tasks.add_tasks,
+    views.add_views,
     results.add_results,
     videos.add_export,
     videos.add_rm,

@@ -12,18 +12,23 @@ from nvpstore.errors import QueryError
 CATALOG_VIEWS = ("videos", "segments", "tasks", "routes")
 FRAMES = "frames"
 RELATION = "__nvp_"  # the prefix of the relations that stand for task tables
-SAVED = "__view_"  # the prefix of the CTEs that stand for saved views
+SAVED = "__view_"  # the prefix of the CTEs that stand for views
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 # DuckDB's own catalog answers to these.
 _SYSTEM = ("duckdb_", "pragma_", "sqlite_", "pg_", RELATION, SAVED)
 
 
-def check_given(names: Iterable[str], *, tasks: Collection[str]) -> None:
-    """Raises QueryError where a name for a caller's own table or view is malformed, kept or taken."""
+def taken_names(tasks: Collection[str]) -> dict[str, str]:
+    """What table names in lower case mean in an archive with `tasks`, saved views aside."""
     taken = {name.lower(): "it is a view of the catalog" for name in CATALOG_VIEWS}
     taken[FRAMES] = "it is a table of every archive"
-    taken |= {name.lower(): "it is a task of this archive" for name in tasks}
+    return taken | {name.lower(): "it is a task of this archive" for name in tasks}
+
+
+def check_given(names: Iterable[str], *, tasks: Collection[str]) -> None:
+    """Raises QueryError where a name for a table or view is malformed, kept or taken."""
+    taken = taken_names(tasks)
     for name in names:
         if not isinstance(name, str) or not _PLAIN.fullmatch(name):
             raise QueryError(f"table name {name!r}: allowed are letters, digits and _, 63 at most")

@@ -20,11 +20,19 @@ from sqlglot.errors import SqlglotError
 from nvpstore.errors import QueryError
 from nvpstore.query.binding import Params, bind, bind_now, numbered
 from nvpstore.query.columns import used_columns
-from nvpstore.query.names import CATALOG_VIEWS, FRAMES, RELATION, SAVED, check_given, visible_ctes
+from nvpstore.query.names import (
+    CATALOG_VIEWS,
+    FRAMES,
+    RELATION,
+    SAVED,
+    check_given,
+    taken_names,
+    visible_ctes,
+)
 from nvpstore.query.options import TableOptions, fault, position, read_options, suggestion
 from nvpstore.query.safety import TABLE_FUNCTIONS, check_extracted, check_safe
 from nvpstore.query.size import check_size, check_tables
-from nvpstore.query.views import expand_views, refuse_kept_names
+from nvpstore.query.views import Views, expand_views, plain_names, refuse_kept_names
 from nvpstore.query.warn import rank_warnings
 from nvpstore.query.writing import written
 
@@ -93,34 +101,29 @@ def parse(
     params: Params | None = None,
     tables: Collection[str] = (),
     views: Mapping[str, str] | None = None,
+    saved: Mapping[str, str] | None = None,
 ) -> Query:
     """Checks `sql` and finds its task tables. `tasks` are the registered names.
 
-    `tables` are the names of the caller's own tables, `views` the texts of saved views by name. Raises
-    QueryError: not exactly one read-only SELECT, unknown tables, options or parameters, functions and
-    statements that reach outside the archive.
+    `tables` are the names of the caller's own tables, `views` the texts of the caller's views by name and
+    `saved` those of the archive's, which the caller's names hide. Raises QueryError: not exactly one
+    read-only SELECT, unknown tables, options or parameters, functions and statements that reach outside the
+    archive.
     """
-    saved = dict(views or {})
-    check_given([*tables, *saved], tasks=tasks)
+    check_given([*tables, *(views or {})], tasks=tasks)
+    named = Views(given=views or {}, tables=tables, saved=saved or {}, taken=taken_names(tasks))
     try:
-        return _parse(sql, tasks, params=params, tables=tables, views=saved)
+        return _parse(sql, tasks, params=params, views=named)
     except RecursionError as cause:
         raise QueryError("the query is nested too deeply") from cause
 
 
-def _parse(
-    sql: str,
-    tasks: Collection[str],
-    *,
-    params: Params | None,
-    tables: Collection[str],
-    views: Mapping[str, str],
-) -> Query:
+def _parse(sql: str, tasks: Collection[str], *, params: Params | None, views: Views) -> Query:
     mode, plan_format, body = _split_explain(sql)
     tree = bind(_checked_select(body), params, sql=body)
     tree = bind_now(expand_views(tree, views, _checked_select), datetime.now(UTC))
-    given = frozenset(name.lower() for name in tables)
-    nodes = enumerate(_task_nodes(tree, tasks, given, views))
+    given = frozenset(name.lower() for name in views.tables)
+    nodes = enumerate(_task_nodes(tree, tasks, given, views.names))
     found = tuple(_replace(node, tasks, tree=tree, number=number) for number, node in nodes)
     query = Query(
         mode=mode,
@@ -310,7 +313,7 @@ def binder_error(cause: duckdb.Error, tree: exp.Query) -> QueryError:
     first = text.splitlines()[0]
     hint = _HINT.search(text)
     message = first + (f" {hint.group(1)}" if hint else "")
-    message = re.sub(rf"\b{RELATION}\d+\b", "this table", message).replace(SAVED, "")
+    message = re.sub(rf"\b{RELATION}\d+\b", "this table", plain_names(message))
     words = [m.lower() for m in re.findall(r'column named "([^"]+)"', first)] or [
         m.lower() for m in _NAMED.findall(first)
     ]

@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from nvpstore.errors import NvpError, QueryError
 from nvpstore.query.allotment import ALLOTMENT, FLOOR_BYTES, Share
+from nvpstore.query.bound import check_binds
 from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import whole_of
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import Measured
 from nvpstore.query.parse import Query, binder_error, parse
-from nvpstore.query.plan import Plan, build_plan, resolve_task
-from nvpstore.query.relation import relation_schema
+from nvpstore.query.plan import Plan, build_plan
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.rules import improve
@@ -29,7 +29,7 @@ from nvpstore.query.scheduler import SCHEDULER
 from nvpstore.query.spill import Relation, Rows
 from nvpstore.query.steps import Operators, Orders, Runner
 from nvpstore.query.tables import given_tables, register_tables
-from nvpstore.types import TaskRecord
+from nvpstore.query.views import load_views
 
 _POLL_SECONDS = 0.05
 STREAM_ROWS = 8192
@@ -123,25 +123,18 @@ def _planned(request: Request) -> Iterator[_Asked]:
     ):
         index = whole_of(request.snapshot, con)
         names = {task.name for task in index.tasks}
-        query = parse(request.sql, names, params=request.params, tables=given.keys(), views=request.views)
+        query = parse(
+            request.sql,
+            names,
+            params=request.params,
+            tables=given.keys(),
+            views=request.views,
+            saved=load_views(con, request.snapshot),
+        )
         register_tables(con, given)
         check_binds(con, query, list(index.tasks))
         plan = build_plan(query, con=con, index=index, snapshot_number=request.snapshot.number)
         yield _Asked(request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share)
-
-
-def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: list[TaskRecord]) -> None:
-    """Lets DuckDB bind the query on empty relations: unknown names and wrong types fail before any work."""
-    for table in query.tables:
-        task = resolve_task(table, tasks)
-        con.register(table.relation, relation_schema("frames" if task is None else task.kind).empty_table())
-    try:
-        con.execute(f"EXPLAIN {query.sql}").fetchall()
-    except duckdb.Error as cause:
-        raise binder_error(cause, query.tree) from cause
-    finally:
-        for table in query.tables:
-            con.unregister(table.relation)
 
 
 _MAKING = threading.Lock()

@@ -1,0 +1,43 @@
+"""DuckDB's word on a checked query before any work: are its names known, do its types fit?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+from sqlglot import exp
+
+from nvpstore.errors import QueryError
+from nvpstore.query.parse import Query, binder_error
+from nvpstore.query.plan import resolve_task
+from nvpstore.query.relation import relation_schema
+from nvpstore.query.views import views_alone
+from nvpstore.query.writing import written
+from nvpstore.types import TaskRecord
+
+
+def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: Sequence[TaskRecord]) -> None:
+    """Lets DuckDB bind the query on empty relations: unknown names and wrong types fail before any work.
+
+    Raises QueryError, which names the view that is at fault, if one is.
+    """
+    for table in query.tables:
+        task = resolve_task(table, tasks)
+        con.register(table.relation, relation_schema("frames" if task is None else task.kind).empty_table())
+    try:
+        con.execute(f"EXPLAIN {query.sql}").fetchall()
+    except duckdb.Error as cause:
+        raise _refusal(con, query.tree, cause) from cause
+    finally:
+        for table in query.tables:
+            con.unregister(table.relation)
+
+
+def _refusal(con: duckdb.DuckDBPyConnection, tree: exp.Query, cause: duckdb.Error) -> QueryError:
+    for name, view, alone in views_alone(tree):
+        try:
+            con.execute(f"EXPLAIN {written(alone)}")
+        except duckdb.Error as own:
+            error, shown = binder_error(own, view), f'view "{name}"'
+            return error if str(error).startswith(shown) else QueryError(f"{shown}: {error}")
+    return binder_error(cause, tree)

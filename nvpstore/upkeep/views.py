@@ -1,0 +1,131 @@
+"""Saved views: SELECTs under a name, kept in the archive, that its queries can name like tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+
+import duckdb
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from nvpstore.catalog import Catalog, Snapshot
+from nvpstore.errors import CommitDropped, QueryError, UsageError
+from nvpstore.query.bound import check_binds
+from nvpstore.query.index import load_tasks
+from nvpstore.query.names import check_given
+from nvpstore.query.parse import parse
+from nvpstore.query.safety import lock_down
+from nvpstore.query.views import MAX_VIEWS, load_views
+from nvpstore.storage import keys
+from nvpstore.storage.documents import encode_view
+from nvpstore.storage.log import LogDraft
+from nvpstore.types import SavedView
+
+_TRIES = 20  # others' changes of views and tasks between our reading and our writing
+_CHECK_MEMORY = "256MiB"  # nothing is read
+
+
+def save_view(catalog: Catalog, name: str, sql: str, *, reserved: Collection[str]) -> SavedView:
+    """Save `sql` under `name`, in place of what is saved there; the same text again does no work.
+
+    `reserved` are names of tasks that the archive may get. Raises UsageError for a name that no view can
+    have, QueryError for a text that is not one SELECT over the archive's tables and views.
+    """
+    for _ in range(_TRIES):
+        snapshot = catalog.snapshot()
+        saved = {view.name: view for view in snapshot.views()}
+        _check(snapshot, name, sql, reserved=reserved)
+        if name in saved and saved[name].sql == sql:
+            return saved[name]
+        view = SavedView(name=name, sql=sql, saved_at=datetime.now(UTC))
+        with suppress(CommitDropped):  # what was checked may not hold any more: check it again
+            _commit(catalog, snapshot, name, view)
+            return view
+    raise CommitDropped(f"view {name}: others changed views {_TRIES} times meanwhile; try again later")
+
+
+def drop_view(catalog: Catalog, name: str) -> SavedView:
+    """Drop a saved view, and return what it was. Views that read it fail from now on, naming it.
+
+    Raises UsageError for an unknown one.
+    """
+    for _ in range(_TRIES):
+        snapshot = catalog.snapshot()
+        saved = {view.name: view for view in snapshot.views()}
+        if name not in saved:
+            raise UsageError(f"no view {name!r} in this archive: it has {', '.join(saved) or 'none'}")
+        with suppress(CommitDropped):
+            _commit(catalog, snapshot, name, None)
+            return saved[name]
+    raise CommitDropped(f"view {name}: others changed views {_TRIES} times meanwhile; try again later")
+
+
+def _commit(catalog: Catalog, snapshot: Snapshot, name: str, view: SavedView | None) -> None:
+    log = catalog.log
+    attempt = keys.new_attempt(later_than=snapshot.latest_attempt)
+    objects = () if view is None else (log.store.put(keys.view_key(name, attempt), encode_view(view)),)
+    try:
+        log.append(
+            LogDraft(kind="view", attempt=attempt, subject=name, objects=objects), after=snapshot.number
+        )
+    except CommitDropped:
+        log.store.delete_all(obj.key for obj in objects)
+        raise
+
+
+# ---------------------------------------------------------------- what a view may be
+
+
+def _check(snapshot: Snapshot, name: str, sql: str, *, reserved: Collection[str]) -> None:
+    """Bind the view as a query of it would be, beside all others: circles and wrong names fail now."""
+    with snapshot.connect() as con:
+        lock_down(con, memory_limit=_CHECK_MEMORY, threads=1)
+        tasks, saved = load_tasks(con), load_views(con, snapshot)
+        names = {task.name for task in tasks}
+        _check_name(name, tasks=names, reserved=reserved)
+        if name not in saved and len(saved) >= MAX_VIEWS:
+            raise UsageError(f"view {name}: an archive has at most {MAX_VIEWS} views, as this one has")
+        check_binds(con, parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql}), tasks)
+
+
+def _check_name(name: str, *, tasks: Collection[str], reserved: Collection[str]) -> None:
+    keys.check_name(name)
+    try:
+        check_given([name], tasks=tasks)
+    except QueryError as cause:
+        raise _refused(name, str(cause)) from None
+    if name in reserved:
+        raise _refused(name, "it is a task that the archive may get")
+    if name in _words_of_sql() or not _is_read_as_a_table(name):
+        raise _refused(name, "it is a word or a table function of SQL")
+
+
+def _refused(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"no view can be called {name!r}: {why}. "
+        "Allowed is a lowercase letter, then up to 62 of a-z 0-9 _, where that means nothing else"
+    )
+
+
+@cache
+def _words_of_sql() -> frozenset[str]:
+    """Keywords that DuckDB reserves somewhere, and its table functions."""
+    words = (
+        "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved' UNION "
+        "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')"
+    )
+    with duckdb.connect(":memory:") as con:
+        return frozenset(word for (word,) in con.execute(words).fetchall())
+
+
+def _is_read_as_a_table(name: str) -> bool:
+    try:
+        tree = sqlglot.parse_one(f"SELECT * FROM {name}", read="duckdb")
+    except SqlglotError:
+        return False
+    table = tree.find(exp.Table)
+    return table is not None and table.name == name and isinstance(table.this, exp.Identifier)
