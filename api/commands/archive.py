@@ -36,7 +36,7 @@ an archive: they stay).
 COPY = """\
 Copies videos with routes, tasks, names, tags and kept originals from archive A into B, which is made
 where there is none. What B has already is skipped; another fit of the same video is replaced. Videos
-that fail are named, and the others are copied.
+that fail are named, and the others are copied. Saved views stay behind: save them in B with `nvp views`.
 
 --json: source, target, videos (copied), replaced and completed (of these), skipped, tasks, bytes,
 failures (video_id, name, error).

@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from nvpstore.catalog import Catalog
 from nvpstore.errors import ArchiveError, ObjectMissing, StoreError
 from nvpstore.storage import keys
-from nvpstore.storage.checkpoints import TABLES, list_checkpoints
+from nvpstore.storage.checkpoints import TABLES, list_checkpoints, put_checkpoint
 from nvpstore.storage.entries import LogDraft, LogEntry
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.types import StoredObject
@@ -313,6 +314,25 @@ def test_checkpoints_hold_the_tables_of_the_index(archive: Any, catalog: Catalog
             columns = connection.sql(f"FROM idx.store.{table} LIMIT 0").to_arrow_table().schema
             assert [n for n in columns.names if n != "schema_version"] == schema.names, table
             assert [columns.field(n).type for n in schema.names] == schema.types, table
+
+
+def test_a_checkpoint_of_a_release_without_views_is_read(
+    archive: Any, catalog: Catalog, tmp_path: Path
+) -> None:
+    archive.add_video("one")
+    catalog.checkpoint(force=True)
+    (checkpoint,) = list_checkpoints(archive.store)
+    whole = pq.read_table(Path(archive.store.root, checkpoint.key))
+    archive.store.delete(checkpoint.key)
+    older = tmp_path / "older.parquet"
+    metadata = {"nvp:format": "1", "nvp:kind": "checkpoint"}
+    pq.write_table(whole.drop_columns(["views"]).replace_schema_metadata(metadata), older)
+    put_checkpoint(archive.store, checkpoint.number, older)
+    view = archive.add_view("night")
+    fresh = Catalog(archive.store, tmp_path / "fresh").snapshot()
+    assert fresh.path.name.startswith("delta-")  # on the checkpoint as its base
+    assert fresh.views() == (view,)
+    assert all_rows(fresh) == all_rows(catalog.snapshot())
 
 
 # ---------------------------------------------------------------- together
