@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nvpstore.query.places import Places
+from nvpstore.query.rows_at import KIND_SQL, RowsAt
 from nvpstore.query.sample import Scoped, videos_filter
 from nvpstore.routing.choice import MARGIN, ROUNDING
 from nvpstore.types import RGB_STAGE, RouteName, TaskRecord
 
-_BETWEEN, _STAGE = "\x01", "\x02"
-KIND_SQL = "concat(route, chr(1), array_to_string(stages, chr(2)), chr(1), cut, chr(1), scope)"
+_BETWEEN, _STAGE = "\x01", "\x02"  # as KIND_SQL writes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +110,16 @@ def _cheapest(candidates: Candidates, rows: NDArray[np.int64], segments: int) ->
 # ---------------------------------------------------------------- read from the index
 
 
-def task_candidates(con: duckdb.DuckDBPyConnection, task: TaskRecord, scoped: Scoped) -> Candidates:
-    """The stored routes of `task` on the segments in scope, and the original of each that has one."""
-    table = con.sql(
-        f"""
-        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes,
-               {KIND_SQL} AS kind
-        FROM (FROM idx.store.routes{videos_filter(scoped.places.videos)})
-        WHERE task = ? AND version = ?
-        """,
-        params=[task.name, task.version],
-    ).to_arrow_table()
+def task_candidates(
+    con: duckdb.DuckDBPyConnection, task: TaskRecord, scoped: Scoped, rows: RowsAt | None = None
+) -> Candidates:
+    """The stored routes of `task` on the segments in scope, and the original of each that has one.
+
+    `rows` are what is stored of these segments, where that was read.
+    """
+    table = rows.routes if rows is not None else None
+    if table is None:
+        table = _route_rows(con, task, scoped.places)
     owner = scoped.places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
     kinds = table["kind"].combine_chunks().dictionary_encode()
     here = owner >= 0
@@ -132,10 +131,24 @@ def task_candidates(con: duckdb.DuckDBPyConnection, task: TaskRecord, scoped: Sc
         gflops=_floats(table["gflops"], np.inf)[here],
         bytes=table["bytes"].to_numpy()[here],
     )
-    return with_originals(decodable(con, stored, scoped), scoped)
+    return with_originals(decodable(con, stored, scoped, rows), scoped)
 
 
-def frame_candidates(con: duckdb.DuckDBPyConnection, scoped: Scoped) -> Candidates:
+def _route_rows(con: duckdb.DuckDBPyConnection, task: TaskRecord, places: Places) -> pa.Table:
+    return con.sql(
+        f"""
+        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes,
+               {KIND_SQL} AS kind
+        FROM (FROM idx.store.routes{videos_filter(places.videos)})
+        WHERE task = ? AND version = ?
+        """,
+        params=[task.name, task.version],
+    ).to_arrow_table()
+
+
+def frame_candidates(
+    con: duckdb.DuckDBPyConnection, scoped: Scoped, rows: RowsAt | None = None
+) -> Candidates:
     """Frames for people: decoded pixels where the segment is fitted, the original's where it is kept."""
     owner = np.arange(len(scoped))
     pixels = Candidates(
@@ -146,7 +159,7 @@ def frame_candidates(con: duckdb.DuckDBPyConnection, scoped: Scoped) -> Candidat
         gflops=np.zeros(len(owner)),
         bytes=np.zeros(len(owner), dtype=np.int64),
     )
-    return with_originals(decodable(con, pixels, scoped), scoped)
+    return with_originals(decodable(con, pixels, scoped, rows), scoped)
 
 
 def read_kind(text: str) -> RouteKind:
@@ -183,11 +196,15 @@ def with_originals(candidates: Candidates, scoped: Scoped) -> Candidates:
 # ---------------------------------------------------------------- stages
 
 
-def decodable(con: duckdb.DuckDBPyConnection, candidates: Candidates, scoped: Scoped) -> Candidates:
+def decodable(
+    con: duckdb.DuckDBPyConnection, candidates: Candidates, scoped: Scoped, rows: RowsAt | None = None
+) -> Candidates:
     """The candidates whose stages their segment has, kinds with their stages in decode order."""
     used = sorted({stage for kind in candidates.kinds for stage in kind.stages})
     if not used:
         return candidates
+    if rows is not None:
+        return _segment_by_segment(candidates, _positions(rows.stages, scoped.places, used), used)
     # Of a few videos, looking at every stage is as quick as counting them.
     order = None if videos_filter(scoped.places.videos) else _common_order(con, scoped, used)
     if order is None:
@@ -214,7 +231,10 @@ def _common_order(con: duckdb.DuckDBPyConnection, scoped: Scoped, used: Sequence
 def stage_positions(con: duckdb.DuckDBPyConnection, places: Places, used: Sequence[str]) -> NDArray[np.int64]:
     """The decode position of each of `used` in each segment, int64 [segments, used]; -1 where it has none."""
     query = f"SELECT video_id, segment, position, stage FROM idx.store.stages{videos_filter(places.videos)}"
-    table = con.sql(query).to_arrow_table()
+    return _positions(con.sql(query).to_arrow_table(), places, used)
+
+
+def _positions(table: pa.Table, places: Places, used: Sequence[str]) -> NDArray[np.int64]:
     owner = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
     column = pc.fill_null(pc.index_in(table["stage"], value_set=pa.array(used)), -1).to_numpy()
     positions = np.full((len(places), len(used)), -1, dtype=np.int64)

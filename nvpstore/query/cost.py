@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nvpstore.query.candidates import RouteKind
-from nvpstore.query.details import Key
 from nvpstore.query.figures import Figures, figures
+from nvpstore.query.index import Key
 from nvpstore.query.plan import Plan, Scan, deepest, groups_of, steps_of
 
 NAMED_SEGMENTS = 6

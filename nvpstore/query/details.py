@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -15,30 +15,38 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import QueryError
 from nvpstore.query.frames import enumerate_frames, sampled, work_table
-from nvpstore.query.index import SegmentFacts, route_candidates, segment_facts
+from nvpstore.query.index import Key, SegmentFacts, Stored
 from nvpstore.query.options import TableOptions
 from nvpstore.query.places import Places
 from nvpstore.query.routes import Route, choose
+from nvpstore.query.rows_at import RowsAt, read_rows
 from nvpstore.query.sample import Scoped, timing_rows
 from nvpstore.types import TaskRecord
-
-Key = tuple[str, int]  # (video_id, segment)
 
 CHUNK_SEGMENTS = 1024
 CHUNK_FRAMES = 1 << 18
 _KEPT_CHUNKS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chunk:
     """Neighbouring segments of a scan, `first` being the first one's row. The frames of the n-th are
-    `work[starts[n] : starts[n + 1]]`."""
+    `work[starts[n] : starts[n + 1]]`; `routes` are those that were asked for so far."""
 
     first: int
-    facts: Mapping[Key, SegmentFacts]
-    routes: Mapping[Key, Route]
+    stored: Stored
     work: pa.Table
     starts: NDArray[np.int64]
+    routes: dict[Key, Route] = field(default_factory=dict)
+
+    def route(self, key: Key, options: TableOptions) -> Route:
+        """The route that `options` choose. Raises KeyError where there is none."""
+        if key not in self.routes:
+            route = choose(self.stored.routes(key), options)
+            if route is None:
+                raise KeyError(key)
+            self.routes[key] = route
+        return self.routes[key]
 
 
 class Details:
@@ -51,9 +59,12 @@ class Details:
         task: TaskRecord | None,
         options: TableOptions,
         scoped: Scoped,
+        rows: RowsAt | None = None,
     ) -> None:
+        """`rows` are those of its segments, where they were read and are few."""
         self.con = con.cursor()
         self._task, self._options, self._scoped = task, options, scoped
+        self._rows = rows
         self._bounds = _bounds(scoped.frames)
         self._chunks: OrderedDict[int, Chunk] = OrderedDict()
         self._lock = threading.Lock()
@@ -67,10 +78,12 @@ class Details:
         return self._chunk(0) if len(self._bounds) == 2 else None
 
     def facts(self, key: Key) -> SegmentFacts:
-        return self._chunk(self._scoped.places.row(key)).facts[key]
+        return self._chunk(self._scoped.places.row(key)).stored.facts(key)
 
     def route(self, key: Key) -> Route:
-        return self._chunk(self._scoped.places.row(key)).routes[key]
+        chunk = self._chunk(self._scoped.places.row(key))
+        with self._lock:
+            return chunk.route(key, self._options)
 
     def work(self, key: Key) -> pa.Table:
         """The frames in scope of one segment, WORK_SCHEMA."""
@@ -109,9 +122,6 @@ class Details:
             raise QueryError("a plan of this size can only be read while its query runs") from cause
 
     def _read_places(self, places: Places, low: int, high: int) -> Chunk:
-        facts = segment_facts(self.con, places)
-        found = route_candidates(self.con, self._task, facts)
-        routes = {key: choose(options, self._options) for key, options in found.items()}
         if self._scoped.timing is not None:
             rows = self._scoped.timing.slice(low, high - low)
         else:
@@ -122,8 +132,12 @@ class Details:
         counts = np.bincount(frames.owner[keep], minlength=high - low)
         return Chunk(
             first=low,
-            facts=facts,
-            routes={key: route for key, route in routes.items() if route is not None},
+            stored=Stored(
+                places,
+                self._task,
+                timing=rows,
+                rows=read_rows(self.con, self._task, places) if self._rows is None else self._rows,
+            ),
             work=work_table(rows, frames, keep),
             starts=np.concatenate([[0], np.cumsum(counts)]),
         )

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nvpstore.errors import QueryError
-from nvpstore.query.candidates import KIND_SQL, RouteKind, read_kind
-from nvpstore.query.details import Chunk
+from nvpstore.query.candidates import RouteKind, read_kind
 from nvpstore.query.plan import Scan
+from nvpstore.query.rows_at import KIND_SQL
 from nvpstore.query.sample import videos_filter
 
 ADAPTERS = pa.schema(
@@ -48,9 +48,8 @@ def figures(scan: Scan) -> Figures:
 
 
 def _read(scan: Scan) -> Figures:
-    chunk = scan.details.at_hand
-    if chunk is not None:
-        return _of_objects(scan, chunk)
+    if scan.details.at_hand is not None:
+        return _of_objects(scan)
     try:
         return _of_index(scan, scan.details.con)
     except duckdb.ConnectionException as cause:
@@ -59,9 +58,9 @@ def _read(scan: Scan) -> Figures:
         ) from cause
 
 
-def _of_objects(scan: Scan, chunk: Chunk) -> Figures:
+def _of_objects(scan: Scan) -> Figures:
     keys = list(scan.scoped.places)
-    routes, facts = [chunk.routes[key] for key in keys], [chunk.facts[key] for key in keys]
+    routes, facts = [scan.routes[key] for key in keys], [scan.details.facts(key) for key in keys]
     numbers: dict[tuple[RouteKind, tuple[str, ...]], int] = {}
     kind = []
     for route, fact in zip(routes, facts, strict=True):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,11 +15,12 @@ import duckdb
 import pyarrow as pa
 
 from nvpstore.query.names import CATALOG_VIEWS
+from nvpstore.query.places import Places
 from nvpstore.query.routes import Route
-from nvpstore.query.sample import videos_filter
+from nvpstore.query.rows_at import BySegment, RowsAt
 from nvpstore.types import RGB_STAGE, ByteRange, TaskRecord
 
-_KEYS = "__nvp_keys"
+Key = tuple[str, int]  # (video_id, segment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,92 +111,82 @@ def load_tasks(con: duckdb.DuckDBPyConnection) -> list[TaskRecord]:
     ]
 
 
-def segment_facts(
-    con: duckdb.DuckDBPyConnection, keys: Iterable[tuple[str, int]]
-) -> dict[tuple[str, int], SegmentFacts]:
-    """Facts of the segments `keys` (video_id, segment), in their order."""
-    rows = _for_keys(
-        con,
-        keys,
-        """
-        SELECT k.video_id, k.segment, any_value(v.width), any_value(v.height),
-               any_value(v.source_uri) IS NOT NULL, coalesce(any_value(v.source_bytes), 0),
-               coalesce(any_value(s.latents_bytes), 0),
-               list(g.stage ORDER BY g.position) FILTER (g.stage IS NOT NULL),
-               list(g.size_bytes ORDER BY g.position) FILTER (g.stage IS NOT NULL),
-               list(g.gflops ORDER BY g.position) FILTER (g.stage IS NOT NULL)
-        FROM {keys} k JOIN (FROM idx.store.videos{among}) v USING (video_id)
-        JOIN (FROM idx.store.segments{among}) s ON s.video_id = k.video_id AND s.segment = k.segment
-        LEFT JOIN (FROM idx.store.stages{among}) g ON g.video_id = k.video_id AND g.segment = k.segment
-        GROUP BY k.video_id, k.segment ORDER BY k.video_id, k.segment
-        """,
-    )
-    return {(row[0], row[1]): _facts(row) for row in rows}
+class Stored:
+    """What is stored of the segments at `places` (at most `SMALL`), and by which routes `task` (None:
+    `frames`) is answered on each. Objects are made as they are asked for."""
 
+    def __init__(self, places: Places, task: TaskRecord | None, *, timing: pa.Table, rows: RowsAt) -> None:
+        """`timing` are `timing_rows` of `places`."""
+        self._places, self._task, self._timing, self._read = places, task, timing, rows
+        self._facts: dict[Key, SegmentFacts] = {}
 
-def _facts(row: tuple[Any, ...]) -> SegmentFacts:
-    sizes: list[int] = row[8] or []
-    prefix: list[int] = []
-    for size in sizes:
-        prefix.append(size + (prefix[-1] if prefix else 0))
-    return SegmentFacts(
-        stages=tuple(row[7] or ()),
-        prefix_bytes=tuple(prefix),
-        gflops=tuple(row[9] or ()),
-        latents_bytes=row[6],
-        width=row[2],
-        height=row[3],
-        has_source=row[4],
-        source_bytes=row[5],
-    )
+    @cached_property
+    def _videos(self) -> list[dict[str, Any]]:
+        names = ["width", "height", "has_source", "source_bytes", "latents_bytes"]
+        return list(self._timing.select(names).to_pylist())
 
+    @cached_property
+    def _stages(self) -> BySegment:
+        return BySegment(self._places, self._read.stages)
 
-def route_candidates(
-    con: duckdb.DuckDBPyConnection,
-    task: TaskRecord | None,
-    facts: Mapping[tuple[str, int], SegmentFacts],
-) -> dict[tuple[str, int], list[Route]]:
-    """The routes of `task` (None: of `frames`) on every segment of `facts`, in the same order."""
-    found: dict[tuple[str, int], list[Route]] = {key: [] for key in facts}
-    if task is None:
-        for key, fact in facts.items():
-            found[key] = _frame_routes(key, fact)
-        return found
-    sql = """
-        SELECT r.video_id, r.segment, r.route, r.stages, r.cut, r.scope, r.fidelity, r.gflops, r.bytes,
-               r.key, r."offset", r.size_bytes, r.sha256
-        FROM (FROM idx.store.routes{among}) r JOIN {keys} k USING (video_id, segment)
-        WHERE r.task = ? AND r.version = ?
-        """
-    for row in _for_keys(con, facts, sql, [task.name, task.version]):
-        key = (row[0], row[1])
-        if row[2] == "source" or all(stage in facts[key].stages for stage in row[3] or ()):
-            found[key].append(_route(row, facts[key]))
-    for key, fact in facts.items():
+    @cached_property
+    def _routes(self) -> BySegment | None:
+        return None if self._read.routes is None else BySegment(self._places, self._read.routes)
+
+    def facts(self, key: Key) -> SegmentFacts:
+        """Raises KeyError for a segment that is not here."""
+        known = self._facts.get(key)
+        if known is None:
+            row = self._places.row(key)
+            known = self._facts[key] = _facts(self._videos[row], self._stages.at(row))
+        return known
+
+    def routes(self, key: Key) -> list[Route]:
+        """All routes on a segment, in no order. Raises KeyError for a segment that is not here."""
+        facts = self.facts(key)
+        if self._task is None or self._routes is None:
+            return _frame_routes(key, facts)
+        found = [
+            _route(key, row, facts)
+            for row in self._routes.at(self._places.row(key))
+            if row["route"] == "source" or all(stage in facts.stages for stage in row["stages"] or ())
+        ]
         # Any task can be asked of the original, also before routes of it were measured.
-        if fact.has_source and not any(route.route == "source" for route in found[key]):
-            found[key].append(_source_route(key, fact))
-    return found
+        if facts.has_source and not any(route.route == "source" for route in found):
+            found.append(_source_route(key, facts))
+        return found
 
 
-def _route(row: tuple[Any, ...], facts: SegmentFacts) -> Route:
-    stages = tuple(sorted(row[3] or (), key=facts.stages.index)) if row[2] != "source" else ()
+def _facts(video: dict[str, Any], stages: list[dict[str, Any]]) -> SegmentFacts:
+    ordered = sorted(stages, key=itemgetter("position"))
+    return SegmentFacts(
+        stages=tuple(stage["stage"] for stage in ordered),
+        prefix_bytes=tuple(accumulate(stage["size_bytes"] for stage in ordered)),
+        gflops=tuple(stage["gflops"] for stage in ordered),
+        **video,
+    )
+
+
+def _route(key: Key, row: dict[str, Any], facts: SegmentFacts) -> Route:
+    stages = tuple(sorted(row["stages"] or (), key=facts.stages.index)) if row["route"] != "source" else ()
     adapter = None
-    if row[9] is not None:
-        adapter = ByteRange(key=row[9], offset=row[10], size_bytes=row[11], sha256=row[12])
+    if row["key"] is not None:
+        adapter = ByteRange(
+            key=row["key"], offset=row["offset"], size_bytes=row["size_bytes"], sha256=row["sha256"]
+        )
     stage = stages[-1] if stages else ""
     return Route(
-        video_id=row[0],
-        segment=row[1],
-        route=row[2],
+        video_id=key[0],
+        segment=key[1],
+        route=row["route"],
         stages=stages,
         stage=stage,
-        cut=row[4] or "",
-        scope=row[5] or "",
-        fidelity=row[6],
-        gflops=row[7],
+        cut=row["cut"] or "",
+        scope=row["scope"] or "",
+        fidelity=row["fidelity"],
+        gflops=row["gflops"],
         decode_gflops=facts.decode_gflops(stage) if stage else 0.0,
-        bytes=row[8] or 0,
+        bytes=row["bytes"],
         prefix_bytes=facts.prefix(stage) if stage else 0,
         latents_bytes=facts.latents_bytes if stage else 0,
         adapter=adapter,
@@ -222,25 +216,3 @@ def _frame_routes(key: tuple[str, int], facts: SegmentFacts) -> list[Route]:
             )
         )
     return [*routes, _source_route(key, facts)] if facts.has_source else routes
-
-
-def _for_keys(
-    con: duckdb.DuckDBPyConnection,
-    keys: Iterable[tuple[str, int]],
-    sql: str,
-    parameters: list[Any] | None = None,
-) -> list[tuple[Any, ...]]:
-    """Runs `sql` with `{keys}` standing for a table of (video_id, segment) and `{among}` for their videos."""
-    pairs = list(keys)
-    table = pa.table(
-        {
-            "video_id": pa.array([video_id for video_id, _ in pairs], pa.string()),
-            "segment": pa.array([segment for _, segment in pairs], pa.int32()),
-        }
-    )
-    con.register(_KEYS, table)
-    try:
-        among = videos_filter(table["video_id"].unique())
-        return con.execute(sql.format(keys=_KEYS, among=among), parameters or []).fetchall()
-    finally:
-        con.unregister(_KEYS)

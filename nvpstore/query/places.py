@@ -29,6 +29,13 @@ class Places:
         names = self.videos.to_pylist()
         yield from ((names[c], s) for c, s in zip(self.code.tolist(), self.segment.tolist(), strict=True))
 
+    def only(self, rows: NDArray[np.int64]) -> Places:
+        """Just the segments at `rows`, which ascend, and their videos."""
+        # Ids that nothing refers to any more would still be looked for in the index.
+        codes, code = np.unique(self.code[rows], return_inverse=True)
+        videos = self.videos.take(pa.array(codes))
+        return Places(videos=videos, code=code.astype(np.int32), segment=self.segment[rows])
+
     def key(self, row: int) -> tuple[str, int]:
         return str(self.videos[int(self.code[row])].as_py()), int(self.segment[row])
 

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from nvpstore.errors import QueryError, RouteError
 from nvpstore.query.candidates import choose_rows, frame_candidates, task_candidates
 from nvpstore.query.columns import read_columns
-from nvpstore.query.details import Details, FactsBySegment, Key
+from nvpstore.query.details import Details, FactsBySegment
 from nvpstore.query.early_stop import enough_rows
-from nvpstore.query.index import SegmentFacts, Whole, columns_of, route_candidates, segment_facts
+from nvpstore.query.index import Key, SegmentFacts, Stored, Whole, columns_of
 from nvpstore.query.options import TableOptions, suggestion
 from nvpstore.query.parse import FRAMES, Query, TaskTable
 from nvpstore.query.places import Places
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.routes import describe_unmet
+from nvpstore.query.rows_at import read_rows
 from nvpstore.query.safety import Locked
-from nvpstore.query.sample import Scoped, scoped_segments
+from nvpstore.query.sample import SMALL, Scoped, scoped_segments, timing_rows
 from nvpstore.query.scans import Chosen, Scan, Skipped, top_of
 from nvpstore.query.scope import find_scopes
 from nvpstore.types import RGB_STAGE, TaskRecord
@@ -166,7 +167,8 @@ def _scan(
     con: duckdb.DuckDBPyConnection,
 ) -> Scan:
     options = table.options
-    found = frame_candidates(con, scoped) if task is None else task_candidates(con, task, scoped)
+    near = read_rows(con, task, scoped.places) if len(scoped) <= SMALL else None
+    found = frame_candidates(con, scoped, near) if task is None else task_candidates(con, task, scoped, near)
     rows = choose_rows(found, len(scoped), min_fidelity=options.min_fidelity, only=options.route)
     unmet = np.flatnonzero(rows < 0)
     if len(unmet) and options.on_error == "error":
@@ -185,7 +187,7 @@ def _scan(
             fidelity=found.fidelity[rows],
             gflops=found.gflops[rows],
         ),
-        details=Details(con, task, options, scoped),
+        details=Details(con, task, options, scoped, near),
         skipped=tuple(skipped),
     )
 
@@ -198,17 +200,15 @@ def _skipped(
     rows: NDArray[np.int64],
 ) -> list[Skipped]:
     """Why the segments at `rows` have no route as asked."""
-    keys = [places.key(row) for row in rows.tolist()]
-    found = route_candidates(con, task, segment_facts(con, keys)) if keys else {}
-    return [
-        Skipped(
-            video_id=video_id,
-            segment=segment,
-            table=table.shown,
-            reason=describe_unmet(options, table.options),
-        )
-        for (video_id, segment), options in found.items()
-    ]
+    skipped = []
+    for start in range(0, len(rows), SMALL):
+        some = places.only(rows[start : start + SMALL])
+        timing = timing_rows(con, some, TableOptions())
+        stored = Stored(some, task, timing=timing, rows=read_rows(con, task, some))
+        for key in some:
+            reason = describe_unmet(stored.routes(key), table.options)
+            skipped.append(Skipped(video_id=key[0], segment=key[1], table=table.shown, reason=reason))
+    return skipped
 
 
 def _unmet(table: TaskTable, first: Sequence[Skipped], count: int) -> RouteError:

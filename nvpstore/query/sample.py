@@ -41,7 +41,8 @@ SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first
        v.time_base_num AS num, v.time_base_den AS den, epoch_us(v.recorded_at) AS recorded_us,
        NULL::BIGINT AS next_pts,
        v.source_uri IS NOT NULL AS has_source, s.latents_key IS NOT NULL AS fitted,
-       coalesce(v.source_bytes, 0) AS source_bytes,
+       coalesce(v.source_bytes, 0) AS source_bytes, v.width, v.height,
+       coalesce(s.latents_bytes, 0) AS latents_bytes,
        s.start_frame AS frame_lo, s.start_frame + s.frames - 1 AS frame_hi,
        s.start_ts - 1e-5 AS ts_lo, s.end_ts + 1e-5 AS ts_hi,
        make_timestamptz(epoch_us(v.recorded_at) + floor((s.start_ts - 1e-5) * 1e6)::BIGINT) AS wall_ts_lo,
@@ -49,7 +50,8 @@ SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first
 FROM (FROM idx.store.segments{among}) s JOIN (FROM idx.store.videos{among}) v USING (video_id)
 """
 _LEAN = "video_id, segment, start_frame, frames, has_source, fitted, source_bytes"
-_ALL = ", ".join([*TIMING, "has_source", "fitted", "source_bytes"])
+_OF_VIDEOS = ("has_source", "fitted", "source_bytes", "width", "height", "latents_bytes")
+_ALL = ", ".join([*TIMING, *_OF_VIDEOS])
 _CANDIDATES = "__nvp_frames"
 _FEW_VIDEOS = 1024
 SMALL = 1024  # segments
@@ -82,15 +84,8 @@ class Scoped:
         """Just the segments at `rows`, which ascend."""
         if len(rows) == len(self):
             return self
-        places = self.places
-        # Ids that nothing refers to any more would still be looked for in the index.
-        codes, code = np.unique(places.code[rows], return_inverse=True)
         return Scoped(
-            places=Places(
-                videos=places.videos.take(pa.array(codes)),
-                code=code.astype(np.int32),
-                segment=places.segment[rows],
-            ),
+            places=self.places.only(rows),
             frames=self.frames[rows],
             mask_at=self.mask_at[rows],
             mask_bytes=self.mask_bytes[rows],
@@ -238,7 +233,7 @@ def _either(
 
 
 def timing_rows(con: duckdb.DuckDBPyConnection, places: Places, options: TableOptions) -> pa.Table:
-    """TIMING of the segments at `places`, in their order."""
+    """TIMING of the segments at `places`, in their order, and beyond what `Stored` says of their videos."""
     segments = _SEGMENTS.format(among=videos_filter(places.videos))
     table = con.sql(f"SELECT {_ALL} FROM ({segments})").to_arrow_table()
     rows = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())

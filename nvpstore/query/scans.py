@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nvpstore.query.candidates import RouteKind
-from nvpstore.query.details import Details, Key, RoutesBySegment
+from nvpstore.query.details import Details, RoutesBySegment
+from nvpstore.query.index import Key
 from nvpstore.query.options import TableOptions
 from nvpstore.query.parse import FRAMES
 from nvpstore.query.relation import must_compute
