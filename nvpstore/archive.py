@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
 from nvpstore.query.attached import attach_views
 from nvpstore.query.keeping import KeptAnswers, drop_answers
+from nvpstore.query.limits import Limits
 from nvpstore.query.progress import OnProgress
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
@@ -92,6 +94,7 @@ class Archive:
         self.catalog = Catalog(store, settings.cache_dir)
         self.log: Log = self.catalog.log
         self._operators: TorchOperators | None = None
+        self._making = threading.Lock()
         self._kept = _kept_answers(self.catalog, settings)
 
     @classmethod
@@ -559,14 +562,16 @@ class Archive:
         # Here, so that planning and catalog queries never pay for torch.
         from nvpstore.query.operators import TorchOperators
 
-        if self._operators is None:
-            self._operators = TorchOperators(
-                self.store,
-                threads=self.settings.threads,
-                cache_dir=self.catalog.folder,
-                cache_bytes=self.settings.cache_bytes,
-            )
-        return self._operators
+        with self._making:
+            if self._operators is None:
+                self._operators = TorchOperators(
+                    self.store,
+                    threads=self.settings.threads,
+                    cache_dir=self.catalog.folder,
+                    cache_bytes=self.settings.cache_bytes,
+                    ahead_bytes=Limits(memory_bytes=self.settings.memory_bytes).ahead_bytes,
+                )
+            return self._operators
 
 
 def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
@@ -574,4 +579,10 @@ def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
         return None
     cache = RangeCache(catalog.folder / "ranges", budget_bytes=settings.cache_bytes)
     ranges = RangeReader(catalog.log.store, cache=cache)
-    return KeptAnswers(catalog.log, catalog.snapshot, ranges, writes=settings.answers == "on")
+    return KeptAnswers(
+        catalog.log,
+        catalog.snapshot,
+        ranges,
+        writes=settings.answers == "on",
+        found_bytes=Limits(memory_bytes=settings.memory_bytes).found_bytes,
+    )
