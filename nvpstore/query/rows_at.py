@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nvpstore.query.few import few_rows, rows_of
 from nvpstore.query.places import Places
 from nvpstore.query.safety import quoted
 from nvpstore.query.sample import SMALL, videos_filter
@@ -18,6 +19,21 @@ from nvpstore.types import TaskRecord
 # Text that is equal where routes differ in fidelity, cost and adapter only.
 KIND_SQL = "concat(route, chr(1), array_to_string(stages, chr(2)), chr(1), cut, chr(1), scope)"
 _SPARSE = 4  # times as many rows as are wanted may be read
+_VERY_FEW = 32  # segments, of which no table has many rows
+_STAGES = pa.schema(
+    [
+        *(("video_id", pa.string()), ("segment", pa.int32()), ("position", pa.int32())),
+        *(("stage", pa.string()), ("size_bytes", pa.int64()), ("gflops", pa.float64())),
+    ]
+)
+_ROUTES = pa.schema(
+    [
+        *(("video_id", pa.string()), ("segment", pa.int32()), ("fidelity", pa.float64())),
+        *(("gflops", pa.float64()), ("bytes", pa.int64()), ("kind", pa.string()), ("route", pa.string())),
+        *(("stages", pa.list_(pa.string())), ("cut", pa.string()), ("scope", pa.string())),
+        *(("key", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64()), ("sha256", pa.string())),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +48,17 @@ def read_rows(con: duckdb.DuckDBPyConnection, task: TaskRecord | None, places: P
     """What is stored of the segments at `places`, at most `SMALL`."""
     assert len(places) <= SMALL, "rows of many segments are not read at once"
     where = _segments_filter(places)
-    stages = con.sql(
-        f"SELECT video_id, segment, position, stage, size_bytes, gflops FROM idx.store.stages{where}"
-    ).to_arrow_table()
+    read = few_rows if len(places) <= _VERY_FEW else rows_of
+    stages = read(con, f"SELECT {_names(_STAGES)} FROM idx.store.stages{where}", _STAGES)
     if task is None:
         return RowsAt(stages=stages, routes=None)
-    routes = con.sql(
-        f"""
-        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes, {KIND_SQL} AS kind,
-               route, stages, cut, scope, key, "offset", size_bytes, sha256
-        FROM idx.store.routes{where} AND task = ? AND version = ?
-        """,
-        params=[task.name, task.version],
-    ).to_arrow_table()
-    return RowsAt(stages=stages, routes=routes)
+    among = f"SELECT * REPLACE (coalesce(bytes, 0) AS bytes), {KIND_SQL} AS kind FROM idx.store.routes{where}"
+    routes = f"SELECT {_names(_ROUTES)} FROM ({among} AND task = ? AND version = ?)"
+    return RowsAt(stages=stages, routes=read(con, routes, _ROUTES, [task.name, task.version]))
+
+
+def _names(schema: pa.Schema) -> str:
+    return ", ".join(f'"{name}"' for name in schema.names)
 
 
 def _segments_filter(places: Places) -> str:

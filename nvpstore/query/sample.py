@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sqlglot import exp
 
 from nvpstore.query.bounds import MOST_BOUNDS, is_frame_level, relax, tighten, whole_videos
+from nvpstore.query.few import few_rows, rows_of
 from nvpstore.query.frames import (
-    TIMING,
     WORK_FIELDS,
     WORK_SCHEMA,
     Enumerated,
@@ -35,6 +35,7 @@ from nvpstore.query.places import Places, in_order
 from nvpstore.query.scope import OUT
 from nvpstore.query.writing import written
 
+_OF_LEAN = ("video_id", "segment", "start_frame", "frames", "has_source", "fitted", "source_bytes")
 # Bounds are a little wider than stored times: whoever wrote them may have rounded differently.
 _SEGMENTS = """
 SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first, s.pts_step, s.pts,
@@ -49,11 +50,21 @@ SELECT s.video_id, s.segment, s.start_frame, s.frames, s.pts_origin, s.pts_first
        make_timestamptz(epoch_us(v.recorded_at) + ceil((s.end_ts + 1e-5) * 1e6)::BIGINT) AS wall_ts_hi
 FROM (FROM idx.store.segments{among}) s JOIN (FROM idx.store.videos{among}) v USING (video_id)
 """
-_LEAN = "video_id, segment, start_frame, frames, has_source, fitted, source_bytes"
-_OF_VIDEOS = ("has_source", "fitted", "source_bytes", "width", "height", "latents_bytes")
-_ALL = ", ".join([*TIMING, *_OF_VIDEOS])
+_ALL = pa.schema(
+    [
+        *(("video_id", pa.string()), ("segment", pa.int32()), ("start_frame", pa.int64())),
+        *(("frames", pa.int32()), ("pts_origin", pa.int64()), ("pts_first", pa.int64())),
+        *(("pts_step", pa.int64()), ("pts", pa.list_(pa.int64())), ("num", pa.int64()), ("den", pa.int64())),
+        *(("recorded_us", pa.int64()), ("next_pts", pa.int64())),
+        *(("has_source", pa.bool_()), ("fitted", pa.bool_()), ("source_bytes", pa.int64())),
+        *(("width", pa.int32()), ("height", pa.int32()), ("latents_bytes", pa.int64())),
+    ]
+)
+_LEAN = pa.schema([_ALL.field(name) for name in _OF_LEAN])
+_WHOLE = pa.field("whole", pa.bool_())
 _CANDIDATES = "__nvp_frames"
 _FEW_VIDEOS = 1024
+_VERY_FEW_VIDEOS = 32  # which may well have few segments
 SMALL = 1024  # segments
 
 
@@ -142,36 +153,38 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
         relaxed = whole = (
             None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
         )
-    among = _among(con, relaxed)
+    videos = _among(con, relaxed)
+    among = "" if videos is None else videos_filter(videos)
     if among and scope is not None and whole_videos(scope) is not None:
         scope = relaxed = None  # the videos are all that it says
     certain = "true" if scope is None else "false" if whole is None else written(whole)
     condition = "" if relaxed is None else f" WHERE {written(relaxed)}"
     decided = scope is None or (whole is not None and not is_frame_level(scope))
     lean = not among and options.every is None and decided
-    query = "SELECT {columns}, {whole} AS whole FROM (" + _SEGMENTS + f") AS {OUT}{{where}}"
+    query = "SELECT {columns}, ({whole})::BOOLEAN AS whole FROM (" + _SEGMENTS + f") AS {OUT}{{where}}"
     try:
-        columns = _LEAN if lean else _ALL
-        sql = query.format(columns=columns, whole=certain, among=among, where=condition)
-        return con.sql(sql).to_arrow_table()
+        schema = _LEAN if lean else _ALL
+        sql = query.format(columns=", ".join(schema.names), whole=certain, among=among, where=condition)
+        read = few_rows if videos is None or len(videos) <= _VERY_FEW_VIDEOS else rows_of
+        return read(con, sql, schema.append(_WHOLE))
     except duckdb.Error:
         # A condition may fail on rows that the query's other conditions keep from it (a cast, say). The
         # query itself decides: here such a condition just does not narrow.
-        sql = query.format(columns=_ALL, whole="false", among="", where="")
-        return con.sql(sql).to_arrow_table()
+        sql = query.format(columns=", ".join(_ALL.names), whole="false", among="", where="")
+        return few_rows(con, sql, _ALL.append(_WHOLE))
 
 
-def _among(con: duckdb.DuckDBPyConnection, relaxed: exp.Expr | None) -> str:
-    """A filter for the videos that may have segments in scope: there are far fewer videos than segments."""
+def _among(con: duckdb.DuckDBPyConnection, relaxed: exp.Expr | None) -> pa.Array | None:
+    """The videos that may have segments in scope, which are far fewer than segments; None: all."""
     condition = None if relaxed is None else weaken(relaxed.copy(), whole_videos)
     if condition is None:
-        return ""
+        return None
     query = f"SELECT video_id FROM idx.store.videos AS {OUT} WHERE {written(condition)}"
     try:
-        videos = con.sql(query).to_arrow_table()["video_id"]
+        videos = few_rows(con, query, pa.schema([_ALL.field("video_id")]))["video_id"]
     except duckdb.Error:
-        return ""
-    return videos_filter(videos.combine_chunks())
+        return None
+    return videos.combine_chunks()
 
 
 def united(left: Scoped, right: Scoped) -> tuple[Scoped, tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -235,7 +248,7 @@ def _either(
 def timing_rows(con: duckdb.DuckDBPyConnection, places: Places, options: TableOptions) -> pa.Table:
     """TIMING of the segments at `places`, in their order, and beyond what `Stored` says of their videos."""
     segments = _SEGMENTS.format(among=videos_filter(places.videos))
-    table = con.sql(f"SELECT {_ALL} FROM ({segments})").to_arrow_table()
+    table = few_rows(con, f"SELECT {', '.join(_ALL.names)} FROM ({segments})", _ALL)
     rows = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
     at = np.empty(len(places), dtype=np.int64)
     at[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
@@ -302,7 +315,7 @@ def _kept(
     con.register(_CANDIDATES, candidates)
     try:
         query = f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {written(scope)}"
-        places = con.sql(query).to_arrow_table()["place"].to_numpy()
+        places = con.execute(query).fetchnumpy()["place"]
     except duckdb.Error:
         return None
     finally:
