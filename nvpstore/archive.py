@@ -435,8 +435,7 @@ class Archive:
         """One task with its labels in class order; `NAME@VERSION` pins a version by its beginning."""
         name, _, version = name.partition("@")
         snapshot = self.catalog.snapshot()
-        registered = {row[0] for row in snapshot.connect().sql("SELECT name FROM tasks").fetchall()}
-        if name in registered or version:
+        if version or name in {task.name for task in snapshot.tasks()}:
             return asdict(snapshot.task(name, version or None))
         from nvpstore.tasks.registry import builtin_spec, load
 
@@ -525,8 +524,10 @@ class Archive:
             self.catalog.checkpoint()
 
     def _check_routes(self, snapshot: Snapshot, video_id: str, tasks: Sequence[str]) -> None:
-        rows = snapshot.connect().execute("SELECT DISTINCT task FROM routes WHERE video_id = ?", [video_id])
-        stored = {task for (task,) in rows.fetchall()}
+        rows = snapshot.ask(
+            "SELECT DISTINCT task FROM idx.store.routes WHERE video_id = $id", {"id": video_id}
+        )
+        stored = {row["task"] for row in rows}
         if missing := [task for task in tasks if task not in stored]:
             raise UsageError(
                 f"{video_id} is stored without routes for {', '.join(missing)}: ingest it with --refit"
@@ -544,7 +545,12 @@ class Archive:
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query of our own on the catalog's views."""
-        table = self._read(lambda snapshot: snapshot.connect().sql(query).to_arrow_table())
+
+        def asked(snapshot: Snapshot) -> pa.Table:
+            with snapshot.connect() as con:
+                return con.sql(query).to_arrow_table()
+
+        table = self._read(asked)
         return list(table.to_pylist(maps_as_pydicts="strict"))
 
     def _read(self, ask: Callable[[Snapshot], T]) -> T:

@@ -36,7 +36,7 @@ def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: Sequence[Ta
 def _refusal(con: duckdb.DuckDBPyConnection, tree: exp.Query, cause: duckdb.Error) -> QueryError:
     for name, view, alone in views_alone(tree):
         try:
-            con.execute(f"EXPLAIN {written(alone)}")
+            con.execute(f"EXPLAIN {written(alone)}").fetchall()
         except duckdb.Error as own:
             error, shown = binder_error(own, view), f'view "{name}"'
             return error if str(error).startswith(shown) else QueryError(f"{shown}: {error}")
