@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests run in so many processes: a file's tests in one of them, which makes for itself what a session shares.
-JOBS ?= 2
 # Tests that need a CUDA device are left out by name where there is none, so that a skip is always a failure.
 MARKS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo 'not gpu')
 
@@ -25,7 +23,7 @@ demo: $(STAMP)  ## ingest real footage, question it with SQL, write demo/report.
 	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)  ## run the test suite; a skipped test is a failure
-	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARKS)"
+	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)"
 
 check: $(STAMP) format lint types layers docs test  ## format, lint, types, import layers, docs and tests: what CI runs
 
@@ -49,7 +47,7 @@ bench: $(STAMP) demo  ## measure latency on the demo's archive into benchmarks/r
 
 soak: $(STAMP)  ## try for half an hour to break the store, then the property tests with many more examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak all --s3
-	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARKS)" --hypothesis-profile=soak
+	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)" --hypothesis-profile=soak
 
 pins: $(STAMP)
 	head -2 constraints.txt > $(VENV)/pins

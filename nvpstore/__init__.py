@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive, open
+
+# Before anything loads Arrow. The allocator that its wheels bring by default crashes where threads come and
+# go (https://github.com/apache/arrow/issues/50908), and what it frees cannot be given back.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
 __all__ = ["Archive", "__version__", "open"]
