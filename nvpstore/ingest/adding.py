@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
+from nvpstore.ingest.originals import source_route
 from nvpstore.storage import keys
 from nvpstore.storage.commit import PreparedVideo
 from nvpstore.types import (
-    RouteRecord,
     SegmentRecord,
     SourceScan,
     TaskRecord,
@@ -121,27 +121,13 @@ def _video_record(found: SourceScan, attempt: str, *, name: str, source_uri: str
 
 
 def _source_routes(video: VideoRecord, answered: AnsweredBySource) -> TaskRoutes:
-    """The original answers as itself: fidelity 1 by definition."""
     return TaskRoutes(
         video_id=video.video_id,
         task=answered.task.name,
         version=answered.task.version,
         attempt=video.attempt,
         routes=tuple(
-            RouteRecord(
-                segment=segment.segment,
-                route="source",
-                stages=(),
-                cut="",
-                scope="archive",
-                cka=None,
-                ridge_r2=None,
-                fidelity=1.0,
-                fidelity_confident=1.0,
-                confident_frames=0,
-                gflops=answered.gflops,
-                bytes=video.source_bytes,
-            )
+            source_route(segment.segment, gflops=answered.gflops, bytes=video.source_bytes)
             for segment in video.segments
         ),
     )

@@ -18,6 +18,7 @@ from nvpstore.codec.artifact import content_rgb, decode_taps
 from nvpstore.codec.build import Architecture, Preset, stage_gflops
 from nvpstore.codec.fit import JointTerm
 from nvpstore.codec.hnerv import Decoder
+from nvpstore.ingest.originals import source_route
 from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
@@ -253,19 +254,10 @@ class SegmentRoutes:
 
     def _source_route(self) -> RouteRecord:
         confident = self.refs.task.head.confidence(self.refs.output[self.refs.unseen]) >= CONFIDENT
-        return RouteRecord(
-            segment=self.segment,
-            route="source",
-            stages=(),
-            cut="",
-            scope="archive",
-            cka=None,
-            ridge_r2=None,
-            fidelity=1.0,
-            fidelity_confident=1.0,
-            confident_frames=int(confident.sum()),
+        return source_route(
+            self.segment,
             gflops=self.refs.task.backbone.whole_gflops(),
-            bytes=0,
+            confident_frames=int(confident.sum()),
         )
 
 
