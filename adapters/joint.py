@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from nvpstore.adapters.losses import composite_loss
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter
@@ -17,7 +17,7 @@ Answer = Callable[[Tensor], tuple[Sequence[Tensor], Tensor]]
 class AdapterTerm:
     """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm).
 
-    `targets` are the cut's tensors [n, c, h, w] and `reference` the backbone's output [n, …] on the
+    `targets` are the cut's tensors [n, c, …] and `reference` the backbone's output [n, …] on the
     n frames that the term sees; `positions` [n] are these frames' positions in the segment. `tail` and
     `answer` run on `device`; `answer` asks the backbone about other pictures [b, 3, h, w] in 0 … 1: (the
     cut's tensors, output).
@@ -28,7 +28,7 @@ class AdapterTerm:
         *,
         choice: str,
         adapter: MicroAdapter,
-        tail: fx.GraphModule,
+        tail: nn.Module,
         targets: Sequence[Tensor],
         reference: Tensor,
         positions: Tensor,

@@ -9,7 +9,7 @@ MSE_WEIGHT, COSINE_WEIGHT, HUBER_WEIGHT = 1.0, 0.2, 0.1
 
 
 def composite_loss(adapted: Tensor, target: Tensor) -> Tensor:
-    """1.0 · MSE + 0.2 · (1 − cosine over channels) + 0.1 · Huber, on normalised features [t, c, h, w].
+    """1.0 · MSE + 0.2 · (1 − cosine over channels) + 0.1 · Huber, on normalised features [u, c, …].
 
     The feature transfer loss of the neural-centric pipeline (CVPR 2026).
     """

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
+import numpy as np
 import torch
 
 from nvpstore.adapters.micro import MicroAdapter
-from nvpstore.codec.quantize import decode_tensor, encode_tensor
+from nvpstore.codec.grids import WHOLE, Region
+from nvpstore.codec.quantize import decode_tensor, encode_exact, encode_tensor
 from nvpstore.errors import CodecError
 from nvpstore.types import StoredTensor
+
+REGION = "region"  # left, top, right, bottom; absent: the whole coded picture
 
 
 def store_adapter(adapter: MicroAdapter) -> tuple[StoredTensor, ...]:
     """The adapter's tensors."""
-    return tuple(encode_tensor(k, v.detach().float().cpu().numpy()) for k, v in adapter.state_dict().items())
+    tensors = [encode_tensor(k, v.detach().float().cpu().numpy()) for k, v in adapter.state_dict().items()]
+    if adapter.region != WHOLE:
+        tensors.append(encode_exact(REGION, np.array(astuple(adapter.region), dtype=np.float32)))
+    return tuple(tensors)
 
 
 def load_adapter(
-    tensors: Sequence[StoredTensor], stages: tuple[str, ...], shapes: Sequence[tuple[int, ...]]
+    tensors: Sequence[StoredTensor],
+    stages: tuple[str, ...],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    frames: int = 1,
 ) -> MicroAdapter:
-    """The adapter that `store_adapter` stored. Raises CodecError where the tensors are not of this cut."""
+    """The adapter that `store_adapter` stored; `frames` pictures are one unit of its task.
+
+    Raises CodecError where the tensors are not of this cut.
+    """
     state = {t.name: torch.from_numpy(decode_tensor(t)) for t in tensors}
+    region = WHOLE if REGION not in state else Region(**_sides(state.pop(REGION).tolist()))
     try:
-        adapter = MicroAdapter(stages, (state["convs.0.weight"].shape[1],), shapes)
+        channels = state["convs.0.weight"].shape[1] - region.reaches_outside
+        adapter = MicroAdapter(stages, (channels,), shapes, region=region, frames=frames)
         adapter.load_state_dict(state)
     except (KeyError, RuntimeError) as cause:
         raise CodecError(f"a stored adapter does not fit its cut: {cause}") from cause
     return adapter.requires_grad_(False).eval()
+
+
+def _sides(values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("left", "top", "right", "bottom"), values, strict=True))

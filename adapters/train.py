@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from nvpstore.adapters.joint import OutputLoss
 from nvpstore.adapters.losses import composite_loss
@@ -25,23 +25,23 @@ class AdapterTraining:
 
 def train_adapter(
     adapter: MicroAdapter,
-    resized: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     *,
     targets: Sequence[Tensor],
     reference: Tensor,
-    tail: fx.GraphModule,
+    tail: nn.Module,
     output_loss: OutputLoss,
     settings: AdapterTraining,
     seed: int,
 ) -> MicroAdapter:
     """Train an adapter of raw features in place of its start, and return one for raw features.
 
-    `resized` are its inputs [n, Σc, h, w], one for each tensor of the cut; `targets` [n, c, h, w];
-    `reference` [n, …] the backbone's outputs. All on one device, frames that task terms may see.
+    `inputs` are what `adapter.inputs` gives for n units; `targets` the cut's tensors [n, c, …];
+    `reference` [n, …] the backbone's outputs. All on one device, of frames that task terms may see.
     """
     scales = [FeatureScale(t) for t in targets]
     normalised = [s.normalise(t) for s, t in zip(scales, targets, strict=True)]
-    student = _normalised(adapter, scales)
+    student = adapter.normalised(scales)
     optimiser = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
     frames = len(reference)
     steps = settings.epochs * math.ceil(frames / settings.batch_frames)
@@ -49,7 +49,7 @@ def train_adapter(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):
         for rows in torch.randperm(frames, generator=generator).split(settings.batch_frames):
-            adapted = [conv(x[rows]) for conv, x in zip(student.convolutions, resized, strict=True)]
+            adapted = student.from_inputs([x[rows] for x in inputs])
             feature = torch.stack(
                 [composite_loss(a, t[rows]) for a, t in zip(adapted, normalised, strict=True)]
             ).mean()
@@ -60,15 +60,3 @@ def train_adapter(
             optimiser.step()
             schedule.step()
     return student.denormalised(scales)
-
-
-@torch.no_grad()
-def _normalised(raw: MicroAdapter, scales: Sequence[FeatureScale]) -> MicroAdapter:
-    """The inverse of `MicroAdapter.denormalised`."""
-    student = MicroAdapter(raw.stages, (raw.convolutions[0].in_channels,), raw.shapes)
-    for conv, out, scale in zip(raw.convolutions, student.convolutions, scales, strict=True):
-        out.weight.copy_(conv.weight / scale.std[:, None, None, None])
-        assert conv.bias is not None, "adapters have biases"
-        assert out.bias is not None, "adapters have biases"
-        out.bias.copy_((conv.bias - scale.mean) / scale.std)
-    return student.to(raw.convolutions[0].weight.device)

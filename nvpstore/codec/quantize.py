@@ -30,6 +30,11 @@ def encode_tensor(name: str, values: Floats) -> StoredTensor:
     return _stored(name, values, "int8-channel", scale.tobytes(), q.tobytes())
 
 
+def encode_exact(name: str, values: Floats) -> StoredTensor:
+    """As it is, for the few numbers that geometry depends on."""
+    return _stored(name, values, "float32", b"", values.astype("<f4").tobytes())
+
+
 def decode_tensor(tensor: StoredTensor) -> Floats:
     """The float32 array that `tensor` stands for; CodecError for an encoding this release cannot read."""
     if tensor.encoding == "int8-channel":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nvpstore.adapters.joint import AdapterTerm
-from nvpstore.adapters.micro import FeatureScale, MicroAdapter, resize_taps
+from nvpstore.adapters.micro import FeatureScale, MicroAdapter
 from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.codec.artifact import content_rgb, decode_taps
@@ -21,12 +21,13 @@ from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest.originals import source_route
 from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
-from nvpstore.routing.select import Candidate, rank_pairs, ridge_for, spread_top
+from nvpstore.routing.select import Candidate, Units, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
 from nvpstore.tasks.registry import LoadedTask, load
-from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
+from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord, StoredTensor
 
-RANK_FRAMES = 64  # frames that CKA and ridge are computed on, spread over those that tasks may see
+DECODE_BATCH = 16  # pictures decoded at a time
+RANK_UNITS = 64  # units that CKA and ridge are computed on, spread over those that tasks may see
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,36 +57,31 @@ class TaskTerms:
         ]
 
     def _term(self, decoder: Decoder, latents: Tensor, refs: References, choice: str | None) -> AdapterTerm:
-        taps, samples, _ = ranking_inputs(decoder, latents, refs)
-        candidate = _candidate_from(choice) if choice else self._rank(taps, samples, refs)[0]
-        cut = refs.task.backbone.cut(candidate.cut)
-        fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
+        pairs = Pairs(decoder, latents, refs, self.arch, seed=self.seed)
+        candidate = _candidate_from(choice) if choice else pairs.ranked()[0]
         targets = refs.targets(candidate.cut)
         task = load(refs.task.spec, self.device)  # references stay on the CPU, the fit may not
-        adapter = normalised_start(build_adapter(candidate, self.arch, refs), fit, targets)
+        start = pairs.from_ridge(candidate).normalised([FeatureScale(t) for t in targets])
         return AdapterTerm(
             choice=json.dumps(asdict(candidate)),
-            adapter=adapter,
+            adapter=start,
             tail=task.backbone.tail(candidate.cut),
             targets=targets,
             reference=refs.output[refs.seen],
             positions=refs.positions,
             frames=len(refs.seen),
             output_loss=refs.task.head.loss,
-            answer=partial(answer, task, candidate.cut),
+            answer=partial(answer, task, candidate.cut, refs.size),
             device=self.device,
         )
 
-    def _rank(
-        self, taps: Mapping[str, Tensor], samples: Mapping[str, Tensor], refs: References
-    ) -> tuple[Candidate, ...]:
-        return rank_pairs(taps, samples, arch=self.arch, backbone=refs.task.backbone, seed=self.seed)
 
-
-def answer(task: LoadedTask, cut: str, views: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The backbone on pictures [b, 3, h, w] in 0 … 1: (the cut's tensors, output)."""
-    features, output = task.backbone.features(task.spec.preprocessing.apply(views * 255), [cut])
-    return (features[cut],), output
+def answer(
+    task: LoadedTask, cut: str, size: tuple[int, int], views: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The backbone on pictures [b, 3, h, w] in 0 … 1 of a video of `size`: (the cut's tensors, output)."""
+    features, output = task.backbone.features(task.spec.prepare(views * 255, size=size), [cut])
+    return features[cut], output
 
 
 def _candidate_from(choice: str) -> Candidate:
@@ -93,48 +89,66 @@ def _candidate_from(choice: str) -> Candidate:
     return Candidate(**{**fields, "stages": tuple(fields["stages"])})
 
 
-@torch.inference_mode()
-def ranking_inputs(
-    decoder: Decoder, latents: Tensor, refs: References
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """(taps {stage: [m, c, h, w]}, samples {cut: [m·k, c]}, rows [m]) on at most RANK_FRAMES seen frames."""
-    count = len(refs.positions)
-    rows = torch.linspace(0, count - 1, min(RANK_FRAMES, count)).round().long()
-    wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
-    taps = collect_taps(decoder, latents[refs.positions[rows].to(latents.device)], wanted)
-    samples = {cut: s.reshape(count, -1, s.shape[1])[rows].flatten(0, 1) for cut, s in refs.samples.items()}
-    return taps, samples, rows
+class Pairs:
+    """The stage × cut pairs of one segment and task: ranked, and their adapters as ridge regression has them.
+
+    Both look at no more than RANK_UNITS of the units that task terms may see.
+    """
+
+    def __init__(
+        self, decoder: Decoder, latents: Tensor, refs: References, arch: Architecture, *, seed: int
+    ) -> None:
+        self.refs, self.arch, self.seed = refs, arch, seed
+        content = arch.content_width / arch.coded_width, arch.content_height / arch.coded_height
+        self.units = Units(frames=refs.units.frames, region=refs.units.region.within(*content))
+        count = int(refs.seen.sum())
+        rows = torch.linspace(0, count - 1, min(RANK_UNITS, count)).round().long()
+        wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
+        positions = refs.frames[refs.seen][rows].flatten()
+        self.taps = collect_taps(decoder, latents[positions.to(latents.device)], wanted)
+        self.samples = {
+            cut: tuple(s.reshape(count, -1, s.shape[1])[rows].flatten(0, 1) for s in samples)
+            for cut, samples in refs.samples.items()
+        }
+
+    def ranked(self) -> tuple[Candidate, ...]:
+        return rank_pairs(
+            self.taps,
+            self.samples,
+            arch=self.arch,
+            backbone=self.refs.task.backbone,
+            units=self.units,
+            seed=self.seed,
+        )
+
+    def ridge(self, candidate: Candidate) -> tuple[RidgeFit, ...]:
+        cut = self.refs.task.backbone.cut(candidate.cut)
+        return ridge_for(
+            candidate, self.taps, self.samples[candidate.cut], cut, units=self.units, seed=self.seed
+        )
+
+    @torch.no_grad()
+    def from_ridge(self, candidate: Candidate) -> MicroAdapter:
+        """An adapter whose convolutions are the ridge optimum."""
+        adapter = MicroAdapter(
+            candidate.stages,
+            [self.arch.stage_shape(stage)[0] for stage in candidate.stages],
+            self.refs.task.backbone.cut(candidate.cut).shapes,
+            region=self.units.region,
+            frames=self.units.frames,
+        )
+        for conv, fit in zip(adapter.convolutions, self.ridge(candidate), strict=True):
+            conv.weight.zero_()  # the mark of what lies outside has no part in the regression
+            conv.weight[:, : adapter.tap_channels].copy_(fit.weight.T[:, :, None, None])
+            assert conv.bias is not None, "adapters have biases"
+            conv.bias.copy_(fit.bias)
+        return adapter
 
 
 def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
     """Outputs of `stages` for all of `latents`, on the CPU."""
     parts = list(decode_taps(decoder, latents, stages))
     return {s: torch.cat([p[s].float().cpu() for p in parts]).clone() for s in stages}
-
-
-def build_adapter(candidate: Candidate, arch: Architecture, refs: References) -> MicroAdapter:
-    channels = [arch.stage_shape(stage)[0] for stage in candidate.stages]
-    return MicroAdapter(candidate.stages, channels, refs.task.backbone.cut(candidate.cut).shapes)
-
-
-@torch.no_grad()
-def from_ridge(adapter: MicroAdapter, fit: RidgeFit) -> MicroAdapter:
-    """The adapter with the ridge optimum as its weights (cuts of one tensor)."""
-    (conv,) = adapter.convolutions
-    conv.weight.copy_(fit.weight.T[:, :, None, None])
-    assert conv.bias is not None, "adapters have biases"
-    conv.bias.copy_(fit.bias)
-    return adapter
-
-
-@torch.no_grad()
-def normalised_start(adapter: MicroAdapter, fit: RidgeFit, targets: Sequence[Tensor]) -> MicroAdapter:
-    """As `from_ridge`, for normalised targets."""
-    (scale,) = (FeatureScale(t) for t in targets)
-    return from_ridge(
-        adapter,
-        RidgeFit(weight=fit.weight / scale.std, bias=(fit.bias - scale.mean) / scale.std, r2=fit.r2),
-    )
 
 
 class SegmentRoutes:
@@ -165,31 +179,28 @@ class SegmentRoutes:
     def _adapter_routes(self, joint: AdapterTerm | None) -> Sequence[RouteRecord]:
         if not len(self.refs.positions):  # a segment of one frame, and that one is kept for measuring
             return ()
-        taps, samples, _ = ranking_inputs(self.decoder, self.latents, self.refs)
-        ranked = rank_pairs(taps, samples, arch=self.arch, backbone=self.refs.task.backbone, seed=self.seed)
+        pairs = Pairs(self.decoder, self.latents, self.refs, self.arch, seed=self.seed)
+        ranked = pairs.ranked()
         chosen = list(spread_top(ranked, self.preset.adapter_routes))
-        records = []
         if joint is not None:
             wanted = json.loads(joint.choice)
             pair = next(c for c in ranked if c.cut == wanted["cut"] and list(c.stages) == wanted["stages"])
             chosen = [pair, *(c for c in chosen if c != pair)][: self.preset.adapter_routes]
+        records = []
         for candidate in chosen:
-            cut = self.refs.task.backbone.cut(candidate.cut)
-            fit = ridge_for(candidate, taps, samples[candidate.cut], cut, seed=self.seed)
+            start = pairs.from_ridge(candidate)
             if joint is not None and candidate is chosen[0]:
                 start = joint.adapter.cpu().denormalised([s.cpu() for s in joint.scales])
-            else:
-                start = from_ridge(build_adapter(candidate, self.arch, self.refs), fit)
-            records.append(self._adapter_route(candidate, fit, start))
+            r2 = [fit.r2 for fit in pairs.ridge(candidate)]
+            records.append(self._adapter_route(candidate, start, sum(r2) / len(r2)))
         return records
 
-    def _adapter_route(self, candidate: Candidate, fit: RidgeFit, start: MicroAdapter) -> RouteRecord:
-        refs, cut = self.refs, self.refs.task.backbone.cut(candidate.cut)
+    def _adapter_route(self, candidate: Candidate, start: MicroAdapter, ridge_r2: float) -> RouteRecord:
+        refs = self.refs
         taps = collect_taps(self.decoder, self.latents[refs.positions], candidate.stages)
-        resized = [resize_taps([taps[s] for s in candidate.stages], *shape[1:]) for shape in cut.shapes]
         trained = train_adapter(
             start,
-            resized,
+            start.inputs(taps),
             targets=refs.targets(candidate.cut),
             reference=refs.output[refs.seen],
             tail=refs.task.backbone.tail(candidate.cut),
@@ -198,7 +209,7 @@ class SegmentRoutes:
             seed=self.seed,
         )
         tensors = store_adapter(trained)
-        agreement = self._adapter_agreement(load_adapter(tensors, candidate.stages, cut.shapes), candidate)
+        agreement = self._adapter_agreement(tensors, candidate)
         return RouteRecord(
             segment=self.segment,
             route="adapter",
@@ -206,7 +217,7 @@ class SegmentRoutes:
             cut=candidate.cut,
             scope="segment",
             cka=candidate.cka,
-            ridge_r2=fit.r2,
+            ridge_r2=ridge_r2,
             fidelity=agreement.over_all,
             fidelity_confident=agreement.over_confident,
             confident_frames=agreement.confident_frames,
@@ -216,8 +227,11 @@ class SegmentRoutes:
         )
 
     @torch.inference_mode()
-    def _adapter_agreement(self, adapter: MicroAdapter, candidate: Candidate) -> Agreement:
-        tail = self.refs.task.backbone.tail(candidate.cut)
+    def _adapter_agreement(self, tensors: Sequence[StoredTensor], candidate: Candidate) -> Agreement:
+        backbone, frames = self.refs.task.backbone, self.refs.units.frames
+        shapes = backbone.cut(candidate.cut).shapes
+        adapter = load_adapter(tensors, candidate.stages, shapes, frames=frames)
+        tail = backbone.tail(candidate.cut)
         outputs = [
             tail(*adapter({s: x.float().cpu() for s, x in taps.items()}))
             for taps in self._unseen_taps(candidate.stages)
@@ -225,15 +239,19 @@ class SegmentRoutes:
         return agreement_on(self.refs, outputs)
 
     def _unseen_taps(self, stages: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        # Nothing at all for no frames: backbones need not take a batch of none.
-        unseen = self.refs.unseen
-        return decode_taps(self.decoder, self.latents[unseen], stages) if len(unseen) else iter(())
+        """Batches of whole units; nothing at all for none: backbones need not take a batch of none."""
+        frames = self.refs.frames[self.refs.unseen]
+        for part in frames.split(max(1, DECODE_BATCH // frames.shape[1])):
+            parts = list(decode_taps(self.decoder, self.latents[part.flatten()], stages))
+            yield {stage: torch.cat([taps[stage] for taps in parts]) for stage in stages}
 
     @torch.inference_mode()
     def _pixel_route(self) -> RouteRecord:
         task = self.refs.task
         outputs = [
-            task.backbone.whole(task.spec.preprocessing.apply(content_rgb(taps[RGB_STAGE], self.arch)))
+            task.backbone.whole(
+                task.spec.prepare(content_rgb(taps[RGB_STAGE], self.arch), size=self.refs.size)
+            )
             for taps in self._unseen_taps((RGB_STAGE,))
         ]
         agreement = agreement_on(self.refs, outputs)
@@ -248,7 +266,7 @@ class SegmentRoutes:
             fidelity=agreement.over_all,
             fidelity_confident=agreement.over_confident,
             confident_frames=agreement.confident_frames,
-            gflops=self.decode_gflops[RGB_STAGE] + task.backbone.whole_gflops(),
+            gflops=self.refs.units.frames * self.decode_gflops[RGB_STAGE] + task.backbone.whole_gflops(),
             bytes=0,
         )
 

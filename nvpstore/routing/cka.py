@@ -77,12 +77,12 @@ def ridge(x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> RidgeFit:
 
 
 def sample_grid(features: Tensor, positions: Tensor) -> Tensor:
-    """[t, c, h, w] → [t·k, c]: the features at `positions` [k] of the flattened grid."""
-    # TxCxHxW -> TxCxk -> TxkxC -> (T·k)xC
+    """[u, c, *grid] → [u·k, c]: the features at `positions` [k] of the flattened grid."""
+    # UxCx… -> UxCxk -> UxkxC -> (U·k)xC
     return features.flatten(2)[:, :, positions].transpose(1, 2).flatten(0, 1)
 
 
-def choose_positions(height: int, width: int, count: int, seed: int) -> Tensor:
-    """At most `count` distinct positions of a grid, the same for the same seed."""
-    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
+def choose_positions(places: int, count: int, seed: int) -> Tensor:
+    """At most `count` distinct positions of a flattened grid of `places`, the same for the same seed."""
+    order = torch.randperm(places, generator=torch.Generator().manual_seed(seed))
     return order[:count].sort().values

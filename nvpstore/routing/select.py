@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nvpstore.codec.build import Architecture, stage_gflops
+from nvpstore.codec.grids import WHOLE, Region, on_grid
 from nvpstore.routing.cka import RidgeFit, choose_positions, linear_cka, ridge, sample_grid
-from nvpstore.tasks.cuts import Cut, CutBackbone
+from nvpstore.tasks.backbone import Backbone, Cut, Features
 from nvpstore.types import RGB_STAGE
 
-POSITIONS_PER_FRAME = 32
+POSITIONS_PER_UNIT = 32
 # A tail above the first share saves too little to be worth an adapter; one below the second leaves so little
 # of the backbone that the adapter would have to hold the answers themselves.
 TAIL_SHARES = (0.5, 0.1)
 ADAPTER_SHARE = 0.01  # of the backbone's parameters: above it, an adapter is not micro
 FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
-HELD_OUT_EVERY = 4  # of the frames that tasks may see, every fourth judges the ridge fit
+HELD_OUT_EVERY = 4  # of the units that tasks may see, every fourth judges the ridge fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A stage × cut pair. `stages` are the adapter's taps: the stage and all before it (decoded anyway).
 
-    `gflops`: one frame's decode + adapter + tail. `score` = CKA × share of the pixel route's GFLOPs saved.
+    `gflops`: one unit's decode + adapter + tail. `score` = CKA × share of the pixel route's GFLOPs saved.
     """
 
     stages: tuple[str, ...]
@@ -41,53 +42,72 @@ class Candidate:
         return self.stages[-1]
 
 
-def cut_samples(features: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Cut features {cut: [t, c, h, w]} → samples {cut: [t·k, c]} at a fixed choice of positions."""
-    return {cut: sample_grid(x, _positions(x.shape[2], x.shape[3], seed)) for cut, x in features.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """What a backbone answers for at once: `frames` pictures, of which it is shown `region`."""
+
+    frames: int = 1
+    region: Region = WHOLE
 
 
-def stage_samples(taps: Mapping[str, Tensor], cut: Cut, *, seed: int) -> dict[str, Tensor]:
-    """Stage outputs {stage: [t, c, h, w]} → samples {stage: [t·k, c]} on the cut's grid."""
-    height, width = cut.shapes[0][1:]
-    positions = _positions(height, width, seed)
-    resized = {
-        stage: F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+ONE_PICTURE = Units()
+Samples = tuple[Tensor, ...]  # of each map or volume of a cut, [u·k, c]
+
+
+def cut_samples(features: Mapping[str, Features], *, seed: int) -> dict[str, Samples]:
+    """Cut features {cut: tensors [u, c, …]} → samples {cut: [u·k, c] each} at a fixed choice of positions."""
+    return {
+        cut: tuple(sample_grid(x, _positions(x.shape[2:], seed)) for x in tensors if x.ndim > 3)
+        for cut, tensors in features.items()
+    }
+
+
+def stage_samples(
+    taps: Mapping[str, Tensor], grid: tuple[int, ...], *, units: Units = ONE_PICTURE, seed: int
+) -> dict[str, Tensor]:
+    """Stage outputs {stage: [u·t, c, h, w]} → samples {stage: [u·k, c]} on one of a cut's grids."""
+    positions = _positions(grid, seed)
+    return {
+        stage: sample_grid(on_grid(x, grid, region=units.region, frames=units.frames), positions)
         for stage, x in taps.items()
     }
-    return {stage: sample_grid(x, positions) for stage, x in resized.items()}
 
 
 def rank_pairs(
     taps: Mapping[str, Tensor],
-    samples: Mapping[str, Tensor],
+    samples: Mapping[str, Samples],
     *,
     arch: Architecture,
-    backbone: CutBackbone,
+    backbone: Backbone,
+    units: Units = ONE_PICTURE,
     seed: int,
 ) -> tuple[Candidate, ...]:
     """All stage × cut pairs that keep to the shares above and cost less than the pixel route, best first.
 
-    `taps` and `samples` are of the same frames, all of them seen by task terms.
+    `taps` and `samples` are of the same units, all of them seen by task terms.
     """
-    decode = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
+    decode = {
+        stage: units.frames * each for stage, each in zip(arch.stage_names, stage_gflops(arch), strict=True)
+    }
     pixel = decode[RGB_STAGE] + backbone.whole_gflops()
     ranked = []
     for cut in worthwhile_cuts(backbone):
-        on_grid = stage_samples(taps, cut, seed=seed)
+        placed = [stage_samples(taps, grid, units=units, seed=seed) for grid in cut.grids]
         for i, stage in enumerate(arch.stage_names[:-1]):
             stages = arch.stage_names[: i + 1]
             cost = decode[stage] + _adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
             parameters = _adapter_parameters(arch, stages, cut)
             if i < FIRST_STAGE or cost >= pixel or parameters > ADAPTER_SHARE * backbone.parameters:
                 continue
-            cka = linear_cka(on_grid[stage], samples[cut.name])
+            alike = [linear_cka(x[stage], y) for x, y in zip(placed, samples[cut.name], strict=True)]
+            cka = sum(alike) / len(alike)
             ranked.append(
                 Candidate(stages=stages, cut=cut.name, cka=cka, gflops=cost, score=cka * (1 - cost / pixel))
             )
     return tuple(sorted(ranked, key=lambda c: (-c.score, c.gflops, c.cut)))
 
 
-def worthwhile_cuts(backbone: CutBackbone) -> tuple[Cut, ...]:
+def worthwhile_cuts(backbone: Backbone) -> tuple[Cut, ...]:
     """Cuts whose tail is within TAIL_SHARES of the backbone's GFLOPs; all of them where none is."""
     most, least = (share * backbone.whole_gflops() for share in TAIL_SHARES)
     within = tuple(cut for cut in backbone.cuts if least <= backbone.tail_gflops(cut.name) <= most)
@@ -95,15 +115,29 @@ def worthwhile_cuts(backbone: CutBackbone) -> tuple[Cut, ...]:
 
 
 def ridge_for(
-    candidate: Candidate, taps: Mapping[str, Tensor], samples: Tensor, cut: Cut, *, seed: int
+    candidate: Candidate,
+    taps: Mapping[str, Tensor],
+    samples: Samples,
+    cut: Cut,
+    *,
+    units: Units = ONE_PICTURE,
+    seed: int,
+) -> tuple[RidgeFit, ...]:
+    """The ridge optimum of each of a candidate's 1×1 convolutions; R² on every fourth unit, held out."""
+    return tuple(
+        _ridge({s: taps[s] for s in candidate.stages}, own, grid, units=units, seed=seed)
+        for own, grid in zip(samples, cut.grids, strict=True)
+    )
+
+
+def _ridge(
+    taps: Mapping[str, Tensor], samples: Tensor, grid: tuple[int, ...], *, units: Units, seed: int
 ) -> RidgeFit:
-    """The ridge optimum of a candidate's 1×1 convolution; R² on every fourth frame, held out."""
-    on_grid = stage_samples({s: taps[s] for s in candidate.stages}, cut, seed=seed)
-    x = torch.cat([on_grid[s] for s in candidate.stages], dim=1)
-    frames = next(iter(taps.values())).shape[0]
-    held = torch.arange(frames) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    held = held.repeat_interleave(len(x) // frames)
-    if not held.any():  # too few frames to hold any out: R² is then of the fit itself
+    x = torch.cat(list(stage_samples(taps, grid, units=units, seed=seed).values()), dim=1)
+    count = next(iter(taps.values())).shape[0] // units.frames
+    held = torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held = held.repeat_interleave(len(x) // count)
+    if not held.any():  # too few units to hold any out: R² is then of the fit itself
         return ridge(x, samples, x, samples)
     return ridge(x[~held], samples[~held], x[held], samples[held])
 
@@ -118,13 +152,14 @@ def spread_top(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]
 
 def _adapter_gflops(arch: Architecture, stages: Sequence[str], cut: Cut) -> float:
     channels = sum(arch.stage_shape(s)[0] for s in stages)
-    return sum(2 * channels * c * h * w / 1e9 for c, h, w in cut.shapes)
+    return sum(2 * channels * math.prod(shape) / 1e9 for shape in cut.shapes if len(shape) > 2)
 
 
 def _adapter_parameters(arch: Architecture, stages: Sequence[str], cut: Cut) -> int:
     channels = sum(arch.stage_shape(s)[0] for s in stages)
-    return sum((channels + 1) * c for c in cut.channels)
+    convs = sum((channels + 1) * shape[0] for shape in cut.shapes if len(shape) > 2)
+    return convs + sum(3 * math.prod(shape) for shape in cut.shapes if len(shape) == 2)
 
 
-def _positions(height: int, width: int, seed: int) -> Tensor:
-    return choose_positions(height, width, POSITIONS_PER_FRAME, seed)
+def _positions(grid: Sequence[int], seed: int) -> Tensor:
+    return choose_positions(math.prod(grid), POSITIONS_PER_UNIT, seed)

@@ -9,34 +9,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
 
 from nvpstore.errors import TaskError
+from nvpstore.tasks.backbone import Backbone, Cut, Features
 
 MAX_CUT_TENSORS = 2
-CPU_FRAMES = (
-    4  # early layers of more frames than this fall out of a CPU's caches and take twice as long a frame
-)
 _LEAVES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """`name` is the path of the block that the cut follows; `shapes` its tensors' [c, h, w] a frame."""
-
-    name: str
-    nodes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return tuple(s[0] for s in self.shapes)
 
 
 class _Tracer(fx.Tracer):
@@ -45,17 +28,17 @@ class _Tracer(fx.Tracer):
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
-class CutBackbone:
-    """A frozen backbone that runs whole, up to any cut, and from any cut.
+class CutBackbone(Backbone):
+    """A frozen backbone cut on its traced graph.
 
-    `graph` maps [b, 3, H, W] of exactly `input_chw` to the model's output; BatchNorms are folded into
-    the convolutions before them. `cuts` are in order of execution. Inputs must be on `device`.
+    `graph` maps [b, *input_shape] to the model's output; BatchNorms are folded into the convolutions before
+    them.
     """
 
-    def __init__(self, model: nn.Module, input_chw: tuple[int, int, int], *, device: str = "cpu") -> None:
-        self.input_chw, self.device = input_chw, device
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], *, device: str = "cpu") -> None:
+        super().__init__(input_shape, device=device)
         self.graph = _trace(model)
-        example = torch.zeros(1, *input_chw)
+        example = torch.zeros(1, *input_shape)
         with torch.no_grad():
             ShapeProp(self.graph).propagate(example)
         self.cuts = tuple(_find_cuts(self.graph.graph))
@@ -65,58 +48,23 @@ class CutBackbone:
                 "everything; it can be used by pixel and source routes only"
             )
         self.graph.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._tails: dict[str, fx.GraphModule] = {}
         self._heads: dict[tuple[str, ...], fx.GraphModule] = {}
-        self._gflops: dict[str, float] = {}
         self.parameters = sum(p.numel() for p in self.graph.parameters())
 
-    def cut(self, name: str) -> Cut:
-        for cut in self.cuts:
-            if cut.name == name:
-                return cut
-        raise TaskError(f"cut {name!r}: this backbone has {', '.join(c.name for c in self.cuts)}")
+    def _whole(self, x: Tensor) -> Tensor:
+        output: Tensor = self.graph(x)
+        return output
 
-    def whole(self, x: Tensor) -> Tensor:
-        """Preprocessed frames [b, 3, H, W] → output (logits [b, classes] for a classifier)."""
-        return torch.cat([self.graph(part) for part in self._parts(x)])
+    def _features(self, x: Tensor, cuts: tuple[str, ...]) -> tuple[list[Features], Tensor]:
+        places = [self.cut(name).nodes for name in cuts]
+        if cuts not in self._heads:
+            self._heads[cuts] = _with_outputs(self.graph, [node for nodes in places for node in nodes])
+        *tensors, output = self._heads[cuts](x)
+        found = iter(tensors)
+        return [tuple(next(found) for _ in nodes) for nodes in places], output
 
-    def features(self, x: Tensor, cuts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """Output and the features [b, c, h, w] at single-tensor `cuts`, in one run."""
-        key = tuple(cuts)
-        if key not in self._heads:
-            nodes = [self.cut(name).nodes[0] for name in cuts]
-            self._heads[key] = _with_outputs(self.graph, nodes)
-        runs = [self._heads[key](part) for part in self._parts(x)]
-        *maps, out = (torch.cat(tensors) for tensors in zip(*runs, strict=True))
-        return dict(zip(cuts, maps, strict=True)), out
-
-    def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        return (x,) if self.device != "cpu" else x.split(CPU_FRAMES)
-
-    def tail(self, cut: str) -> fx.GraphModule:
-        """The backbone from `cut` to its output: takes the cut's tensors in the order of its nodes."""
-        if cut not in self._tails:
-            self._tails[cut] = _tail(self.graph, self.cut(cut).nodes)
-        return self._tails[cut]
-
-    def tail_gflops(self, cut: str) -> float:
-        """GFLOPs (2 × MAC) of one frame through the tail."""
-        if cut not in self._gflops:
-            inputs = [torch.zeros(1, *shape, device=self.device) for shape in self.cut(cut).shapes]
-            self._gflops[cut] = gflops(self.tail(cut), *inputs)
-        return self._gflops[cut]
-
-    def whole_gflops(self) -> float:
-        if "" not in self._gflops:
-            self._gflops[""] = gflops(self.graph, torch.zeros(1, *self.input_chw, device=self.device))
-        return self._gflops[""]
-
-
-def gflops(module: nn.Module, *inputs: Tensor) -> float:
-    """GFLOPs (2 × MAC) of one call."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return float(counter.get_total_flops()) / 1e9
+    def _make_tail(self, cut: Cut) -> nn.Module:
+        return _tail(self.graph, cut.nodes)
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:

@@ -16,7 +16,8 @@ from nvpstore.errors import TaskError
 from nvpstore.tasks.backbones import efficientnet_lite
 from nvpstore.tasks.cuts import CutBackbone
 from nvpstore.tasks.heads import Head, build_head
-from nvpstore.tasks.spec import Preprocessing, TaskSpec
+from nvpstore.tasks.preprocessing import Preprocessing
+from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import TaskKind, TaskRecord
 
 
@@ -114,5 +115,5 @@ def _load(spec: TaskSpec, device: str) -> LoadedTask:
             f"task {spec.name}@{spec.version[:8]}: weights of {spec.model} here have SHA-256 {found[:12]}…, "
             f"the stored answers were made with {spec.weights_sha256[:12]}…"
         )
-    backbone = CutBackbone(provider.build(spec.model), spec.preprocessing.input_chw, device=device)
+    backbone = CutBackbone(provider.build(spec.model), spec.input_shape, device=device)
     return LoadedTask(spec=spec, backbone=backbone, head=build_head(spec.kind, spec.labels))

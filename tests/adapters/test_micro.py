@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nvpstore.adapters.joint import AdapterTerm
 from nvpstore.adapters.losses import composite_loss
-from nvpstore.adapters.micro import FeatureScale, MicroAdapter, resize_taps
+from nvpstore.adapters.micro import FeatureScale, MicroAdapter, placed
 from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.tasks.cuts import CutBackbone
 
@@ -41,10 +41,9 @@ def test_an_adapter_gives_the_cuts_shape_from_several_stages() -> None:
     (out,) = adapter(taps)
     assert out.shape == (2, 7, 4, 6)
     by_hand = torch.einsum(
-        "oc,tchw->tohw", adapter.convs[0].weight[:, :, 0, 0], resize_taps(list(taps.values()), 4, 6)
+        "oc,tchw->tohw", adapter.convs[0].weight[:, :, 0, 0], placed(list(taps.values()), (4, 6))
     )
     torch.testing.assert_close(out, by_hand + adapter.convs[0].bias[:, None, None])
-    assert adapter.gflops() == pytest.approx(2 * 8 * 7 * 24 / 1e9)
 
 
 def test_a_folded_scale_gives_raw_features() -> None:
@@ -82,7 +81,7 @@ def test_training_brings_the_tails_output_to_the_reference(backbone: CutBackbone
     cut = backbone.cuts[0]
     features, reference = backbone.features(frames, [cut.name])
     mixing = torch.linalg.qr(torch.randn(8, 6))[0]
-    taps = torch.einsum("ps,tshw->tphw", mixing, features[cut.name])  # a stage that holds the features
+    taps = torch.einsum("ps,tshw->tphw", mixing, features[cut.name][0])  # a stage that holds the features
     start = MicroAdapter(("0",), (8,), cut.shapes)
 
     def error(adapter: MicroAdapter) -> float:
@@ -91,8 +90,8 @@ def test_training_brings_the_tails_output_to_the_reference(backbone: CutBackbone
 
     trained = train_adapter(
         start,
-        [resize_taps([taps], *cut.shapes[0][1:])],
-        targets=[features[cut.name]],
+        start.inputs({"0": taps}),
+        targets=features[cut.name],
         reference=reference,
         tail=backbone.tail(cut.name),
         output_loss=squared,
@@ -110,13 +109,13 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
 
     def answer(views: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         found, output = backbone.features(views, [cut.name])
-        return (found[cut.name],), output
+        return found[cut.name], output
 
     term = AdapterTerm(
         choice="{}",
         adapter=MicroAdapter(("1",), (5,), cut.shapes),
         tail=backbone.tail(cut.name),
-        targets=[features[cut.name].detach()],
+        targets=[features[cut.name][0].detach()],
         reference=reference.detach(),
         positions=positions,
         frames=8,

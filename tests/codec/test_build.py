@@ -15,7 +15,7 @@ from nvpstore.codec.build import (
 )
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import CodecError, UsageError
-from nvpstore.tasks.cuts import gflops
+from nvpstore.tasks.backbone import gflops
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from nvpstore.storage.documents import FORMAT_VERSION, encode_meta, encode_task,
 from nvpstore.storage.entries import EntryKind, LogDraft, decode_entry, encode_entry, new_entry
 from nvpstore.storage.parquet import footer_of
 from nvpstore.storage.results import encode_results
-from nvpstore.tasks.spec import Preprocessing, TaskSpec
+from nvpstore.tasks.preprocessing import Preprocessing
+from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import (
     RouteName,
     RouteScope,

@@ -59,7 +59,7 @@ def test_ridge_finds_a_linear_map_and_reports_held_out_r2() -> None:
 
 def test_samples_are_the_features_at_the_chosen_positions() -> None:
     features = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float()
-    positions = choose_positions(4, 5, 6, seed=3)
+    positions = choose_positions(4 * 5, 6, seed=3)
     assert len(set(positions.tolist())) == 6
     samples = sample_grid(features, positions)
     row, column = divmod(int(positions[2]), 5)

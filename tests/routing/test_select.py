@@ -39,7 +39,7 @@ def test_worthwhile_cuts_leave_between_a_tenth_and_half_of_the_backbone(backbone
 
 def test_candidates_are_micro_and_cheaper_than_pixels(backbone: CutBackbone) -> None:
     taps = random_taps(6)
-    features = {cut.name: torch.randn(6, *cut.shapes[0]) for cut in worthwhile_cuts(backbone)}
+    features = {cut.name: (torch.randn(6, *cut.shapes[0]),) for cut in worthwhile_cuts(backbone)}
     ranked = rank_pairs(taps, cut_samples(features, seed=0), arch=ARCH, backbone=backbone, seed=0)
     pixel = stage_gflops(ARCH)[-1] + backbone.whole_gflops()
     for candidate in ranked:
@@ -60,23 +60,23 @@ def test_the_stage_that_holds_a_cuts_features_ranks_first_and_its_ridge_fit_expl
     cut = backbone.cut("blocks.10")
     mixing = torch.linalg.qr(torch.randn(cut.channels[0], ARCH.stage_shape("1")[0]))[0]  # a rotation
     on_grid = F.interpolate(taps["1"], cut.shapes[0][1:], mode="bilinear", align_corners=False)
-    features = {c.name: torch.randn(12, *c.shapes[0]) for c in worthwhile_cuts(backbone)}
-    features["blocks.10"] = torch.einsum("oc,tchw->tohw", mixing, on_grid)
+    features = {c.name: (torch.randn(12, *c.shapes[0]),) for c in worthwhile_cuts(backbone)}
+    features["blocks.10"] = (torch.einsum("oc,tchw->tohw", mixing, on_grid),)
     samples = cut_samples(features, seed=0)
     best = rank_pairs(taps, samples, arch=ARCH, backbone=backbone, seed=0)[0]
     assert (best.stage, best.cut) == ("1", "blocks.10")
     assert best.cka > 0.95
-    fit = ridge_for(best, taps, samples["blocks.10"], cut, seed=0)
+    (fit,) = ridge_for(best, taps, samples["blocks.10"], cut, seed=0)
     assert fit.r2 > 0.95
 
 
 def test_samples_of_stage_and_cut_are_of_the_same_positions(backbone: CutBackbone) -> None:
     cut = backbone.cut("blocks.11")
     grid = torch.arange(7 * 7).float().reshape(1, 1, 7, 7)
-    of_cut = cut_samples({"blocks.11": grid}, seed=3)["blocks.11"]
-    of_stage = stage_samples({"1": grid}, cut, seed=3)["1"]
+    (of_cut,) = cut_samples({"blocks.11": (grid,)}, seed=3)["blocks.11"]
+    of_stage = stage_samples({"1": grid}, cut.grids[0], seed=3)["1"]
     torch.testing.assert_close(of_cut, of_stage)
-    assert of_cut.shape == (select.POSITIONS_PER_FRAME, 1)
+    assert of_cut.shape == (select.POSITIONS_PER_UNIT, 1)
 
 
 def test_the_best_few_are_of_different_cuts() -> None:

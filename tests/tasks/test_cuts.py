@@ -72,19 +72,19 @@ def test_every_tail_of_a_residual_net_continues_it_exactly() -> None:
     features, output = backbone.features(x, names)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
     for name in names:
-        assert features[name].shape[1:] == backbone.cut(name).shapes[0]
-        torch.testing.assert_close(backbone.tail(name)(features[name]), output)
+        assert tuple(f.shape[1:] for f in features[name]) == backbone.cut(name).shapes
+        torch.testing.assert_close(backbone.tail(name)(*features[name]), output)
 
 
 def test_labels_backbone_is_cut_after_every_block_and_tails_are_exact() -> None:
     backbone = load(builtin_spec("labels")).backbone
     names = [cut.name for cut in backbone.cuts]
     assert {f"blocks.{i}" for i in range(16)} <= set(names)
-    x = torch.randn(1, *backbone.input_chw, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features, output = backbone.features(x, names)
         for name in names:
-            assert float((backbone.tail(name)(features[name]) - output).abs().max()) <= 1e-5
+            assert float((backbone.tail(name)(*features[name]) - output).abs().max()) <= 1e-5
 
 
 def test_tails_get_cheaper_from_cut_to_cut() -> None:

@@ -143,7 +143,8 @@ class TorchOperators:
         at = route.adapter
         read = self._read([at], snapshot)
         tensors = decode_route(read.data[0], self._index.footer(snapshot, at.key), at)
-        adapter = load_adapter(tensors, route.stages, task.backbone.cut(route.cut).shapes)
+        shapes = task.backbone.cut(route.cut).shapes
+        adapter = load_adapter(tensors, route.stages, shapes, frames=task.spec.frames)
         return LoadedRoute(
             task=task,
             cut=route.cut,
@@ -230,11 +231,12 @@ class TorchOperators:
     def tail(self, route: LoadedRoute, features: Sequence[Tensor] | Pixels) -> Tensor:
         """The cut's tensors through the tail, or pixels through preprocessing and the whole backbone."""
         if route.adapter is not None:
-            output: Tensor = route.task.backbone.tail(route.cut)(*features)  # type: ignore[misc]
+            assert isinstance(features, Sequence), "adapter routes start from the cut's tensors"
+            output: Tensor = route.task.backbone.tail(route.cut)(*features)
             return output
         assert not isinstance(features, Sequence), "pixel and source routes start from pixels"
         rgb = features.for_backbone().to(self.device)
-        return route.task.backbone.whole(route.task.spec.preprocessing.apply(rgb))
+        return route.task.backbone.whole(route.task.spec.prepare(rgb, size=features.size))
 
     def rows(self, scan: Scan, outputs: Tensor | Pixels, batch: Batch) -> pa.Table:
         """The kind's columns and `frame`."""

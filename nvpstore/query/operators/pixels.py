@@ -28,6 +28,11 @@ IMAGE_OPTIONS: Mapping[str, Mapping[str, object]] = {
 class Pixels(Protocol):
     """Frames on their way to a whole backbone or to a person."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the source."""
+        ...
+
     def for_backbone(self) -> Tensor:
         """RGB [t, 3, h, w] in 0 … 255, at any size."""
         ...
@@ -46,6 +51,10 @@ class DecodedPixels:
     height: int
     width: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
     def for_backbone(self) -> Tensor:
         return content_rgb(self.rgb, self.arch)
 
@@ -58,6 +67,10 @@ class SourcePixels:
     """Frames of the original, uint8 [t, 3, height, width]."""
 
     rgb: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.rgb.shape[2], self.rgb.shape[3]
 
     def for_backbone(self) -> Tensor:
         return self.rgb

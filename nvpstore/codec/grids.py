@@ -1,0 +1,89 @@
+"""Stage features laid onto a backbone's grid: all of an adapter's geometry, none of its channels.
+
+What a task's preprocessing does with a picture (resize, crop, letterbox) is, to features, only a choice of
+the region of the picture that the grid covers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A rectangle in fractions of a picture's sides. It may reach outside (a letterbox's bars)."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.left < self.right and self.top < self.bottom):
+            raise ValueError(f"{self}: left < right and top < bottom are needed")
+
+    @property
+    def reaches_outside(self) -> bool:
+        return min(self.left, self.top) < -EDGE or max(self.right, self.bottom) > 1 + EDGE
+
+    def within(self, width: float, height: float) -> Region:
+        """The same region in fractions of a larger picture, of which this one is the top left part."""
+        return Region(
+            left=self.left * width,
+            top=self.top * height,
+            right=self.right * width,
+            bottom=self.bottom * height,
+        )
+
+
+EDGE = 1e-6  # fractions this close to a side are that side
+WHOLE = Region()
+
+
+def on_grid(taps: Tensor, grid: tuple[int, ...], *, region: Region = WHOLE, frames: int = 1) -> Tensor:
+    """One stage's outputs [u·t, c, h, w] → [u, c, *grid], bilinear.
+
+    A unit is `frames` (t) pictures. `grid` is (height, width) for units of one picture, else (times,
+    height, width): linear in time, first and last picture at the grid's ends. Outside of the picture its
+    border repeats.
+    """
+    placed = _sampled(taps, grid[-2], grid[-1], region)
+    if len(grid) == 2:
+        return placed
+    # (U·T)xCxHxW -> UxTxCxHxW -> UxCxTxHxW
+    clips = placed.unflatten(0, (-1, frames)).transpose(1, 2)
+    return clips if grid[0] == frames else _in_time(clips, grid[0])
+
+
+def outside(grid: tuple[int, ...], region: Region) -> Tensor:
+    """1 where a grid's cell lies outside of the picture, [1, *grid]."""
+    ys, xs = _centres(grid[-2], region.top, region.bottom), _centres(grid[-1], region.left, region.right)
+    out = ((ys < 0) | (ys > 1))[:, None] | ((xs < 0) | (xs > 1))[None, :]
+    return out.float().expand(1, *grid)
+
+
+def _sampled(taps: Tensor, height: int, width: int, region: Region) -> Tensor:
+    if region == WHOLE:
+        return F.interpolate(taps, (height, width), mode="bilinear", align_corners=False)
+    ys = 2 * _centres(height, region.top, region.bottom).to(taps) - 1
+    xs = 2 * _centres(width, region.left, region.right).to(taps) - 1
+    grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)
+    places = grid.expand(len(taps), -1, -1, -1)
+    return F.grid_sample(taps, places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _centres(count: int, first: float, last: float) -> Tensor:
+    """Where `count` cells of [first, last] have their centres."""
+    return first + (last - first) * (torch.arange(count) + 0.5) / count
+
+
+def _in_time(clips: Tensor, times: int) -> Tensor:
+    at = torch.linspace(0, clips.shape[2] - 1, times, device=clips.device)
+    before = at.floor().long()
+    after = (before + 1).clamp_max(clips.shape[2] - 1)
+    share = (at - before).to(clips.dtype)[:, None, None]
+    return torch.lerp(clips[:, :, before], clips[:, :, after], share)
