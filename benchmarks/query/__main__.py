@@ -37,8 +37,11 @@ PLANNED_SEGMENTS = 1_000_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    results = {part: run_part(part, args.repeats) for part in args.parts}
-    write_result(args.out, {"question": "query", "seed": SEED, "repeats": args.repeats, **results})
+    results: dict[str, dict[str, Any]] = {}
+    for part in args.parts:
+        results[part] = run_part(part, args.repeats)
+        # Each part is written when it is done: a later one may fail.
+        write_result(args.out, {"question": "query", "seed": SEED, "repeats": args.repeats, **results})
     output = TextOutput()
     for text in table([line for part, result in results.items() for line in lines_of(part, result)]):
         output.text(text)

@@ -172,7 +172,9 @@ def prepare(folder: Path) -> Clip:
     else:
         archive = open_archive(root, create=True, settings=settings)
         archive.ingest(write_bikes(folder / "bikes.mp4"), preset="micro")
-    video = archive.videos()[0]
+    video, *others = archive.videos()
+    for other in others:
+        archive.erase(other["video_id"])
     session = Session(root, settings, answers=True)
     tasks = {name: load(replace(builtin_spec("labels"), name=name)) for name in TASKS}
     for number, name in enumerate(TASKS[1:], start=1):
