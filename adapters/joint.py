@@ -15,7 +15,8 @@ Answer = Callable[[Tensor], tuple[Sequence[Tensor], Tensor]]
 
 
 class AdapterTerm:
-    """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm).
+    """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm), of the task
+    whose `version` is given.
 
     `targets` are the cut's tensors [n, c, …] and `reference` the backbone's output [n, …] on the
     n frames that the term sees; `positions` [n] are these frames' positions in the segment. `tail` and
@@ -27,6 +28,7 @@ class AdapterTerm:
         self,
         *,
         choice: str,
+        version: str = "",
         adapter: MicroAdapter,
         tail: nn.Module,
         targets: Sequence[Tensor],
@@ -37,7 +39,7 @@ class AdapterTerm:
         answer: Answer,
         device: str,
     ) -> None:
-        self.choice, self.stages = choice, adapter.stages
+        self.choice, self.version, self.stages = choice, version, adapter.stages
         self.scales = [FeatureScale(t.to(device)) for t in targets]
         self.adapter = adapter.to(device)
         self.tail = tail

@@ -34,6 +34,7 @@ VARIABLES: Mapping[str, str] = {
     "query_seconds": "NVP_QUERY_TIMEOUT",
     "debug": "NVP_DEBUG",
     "answers": "NVP_ANSWERS",
+    "factories": "NVP_FACTORIES",
 }
 
 
@@ -47,6 +48,7 @@ class Settings:
     `threads` (≥ 1) bounds DuckDB, decoding and torch. `query_seconds` (> 0, None: no
     limit) bounds a query. With `debug`, the CLI shows tracebacks. `answers`: whether queries read what
     others computed and stored in the archive and store theirs ("on"), only read it, or neither.
+    `factories` are the functions `package.module:name` that may be called to make a task's model.
     """
 
     archive: str | None
@@ -57,6 +59,7 @@ class Settings:
     query_seconds: float | None
     debug: bool
     answers: AnswersMode = "on"
+    factories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -80,6 +83,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         query_seconds=_number(timeout, float, name="NVP_QUERY_TIMEOUT") if timeout else None,
         debug=_flag(env.get("NVP_DEBUG", ""), name="NVP_DEBUG"),
         answers=_answers(env.get("NVP_ANSWERS") or "on"),
+        factories=tuple(name.strip() for name in env.get("NVP_FACTORIES", "").split(",") if name.strip()),
     )
 
 

@@ -30,6 +30,7 @@ from benchmarks.footage import write_bikes
 from benchmarks.query.counting import Session, settings_in
 from benchmarks.query.outcome import Line, shown, spread
 from nvpstore.archive import open as open_archive
+from nvpstore.codec.grids import WHOLE
 from nvpstore.errors import ArchiveError
 from nvpstore.query.keeping import drop_answers
 from nvpstore.storage import keys
@@ -37,6 +38,7 @@ from nvpstore.storage.commit import register_task
 from nvpstore.storage.log import LogDraft
 from nvpstore.storage.originals import source_path
 from nvpstore.storage.tables import decode_routes, encode_routes
+from nvpstore.tasks.heads import View
 from nvpstore.tasks.registry import LoadedTask, builtin_spec, load
 from nvpstore.types import RouteRecord, TaskRoutes
 
@@ -304,8 +306,9 @@ def rows_of(
 ) -> pa.Table:
     """The whole backbone's answers as rows of the task's table."""
     rgb = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # TxHxWxC -> TxCxHxW
-    outputs = task.backbone.whole(task.spec.preprocessing.apply(rgb))
-    positions, table = task.head.rows(outputs, top=TOP)
+    outputs = task.backbone.whole(task.spec.prepare(rgb))
+    view = View(height=rgb.shape[2], width=rgb.shape[3], region=WHOLE)
+    positions, table = task.head.rows(outputs, top=TOP, view=view, columns=("rank", "label", "score"))
     table = table.append_column("frame", pa.array(np.asarray(frames)[positions]))
     return table.append_column("ts", pa.array(np.asarray(ts)[positions]))
 

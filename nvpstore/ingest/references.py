@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nvpstore.ingest.units import Gathering, UnitPlan
 from nvpstore.routing.select import Samples, Units, cut_samples, worthwhile_cuts
 from nvpstore.tasks.backbone import Features
 from nvpstore.tasks.registry import LoadedTask
-
-TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,11 @@ class References:
         return self.frames[self.seen].flatten()
 
     @property
+    def can_teach(self) -> bool:
+        """There are cuts, and units to learn from."""
+        return bool(self.seen.any()) and bool(self.task.backbone.cuts)
+
+    @property
     def unseen(self) -> Tensor:
         """Which units were asked about only to measure by."""
         return (~self.seen).nonzero().squeeze(1)
@@ -53,38 +57,44 @@ class References:
 
 
 class ReferenceBuilder:
-    """Collects references batch by batch: frames need not be in memory together."""
+    """Collects references batch by batch: a segment's pictures need not be in memory together."""
 
-    def __init__(self, task: LoadedTask, *, start_frame: int, seed: int) -> None:
-        self.task, self.seed = task, seed
-        self.start_frame = self.next_frame = start_frame
+    def __init__(self, task: LoadedTask, plan: UnitPlan, *, seed: int) -> None:
+        self.task, self.plan, self.seed = task, plan, seed
         self.cuts = [cut.name for cut in worthwhile_cuts(task.backbone)]
-        self.parts: list[tuple[Tensor, Tensor, Tensor, dict[str, Samples]]] = []
-        self.size = (0, 0)
+        self._gathering = Gathering(plan)
+        self._order: list[Tensor] = []
+        self._parts: list[tuple[Tensor, Tensor, dict[str, Samples]]] = []
+        self._size = (0, 0)
+
+    def add(self, rgb_tchw: Tensor) -> None:
+        """The segment's next source frames, uint8 [t, 3, h, w]."""
+        self._size = (rgb_tchw.shape[2], rgb_tchw.shape[3])
+        for units, pictures in self._gathering.add(rgb_tchw):
+            self._ask(units, pictures)
 
     @torch.inference_mode()
-    def add(self, rgb_tchw: Tensor) -> None:
-        """Source frames uint8 [t, 3, h, w], in order."""
-        self.size = (rgb_tchw.shape[2], rgb_tchw.shape[3])
-        frames = torch.arange(self.next_frame, self.next_frame + len(rgb_tchw))
-        self.next_frame += len(rgb_tchw)
-        seen = frames % TRAIN_EVERY == 0
-        x = self.task.spec.prepare(rgb_tchw.to(self.task.backbone.device))
+    def _ask(self, units: Tensor, pictures: Tensor) -> None:
+        seen = self.plan.seen[units]
+        x = self.task.spec.prepare(pictures.to(self.task.backbone.device))
         features, output = self.task.backbone.features(x, self.cuts)
         of_seen = {cut: tuple(f[seen] for f in tensors) for cut, tensors in features.items()}
-        self.parts.append((seen, output, x[seen], cut_samples(of_seen, seed=self.seed)))
+        self._order.append(units)
+        self._parts.append((output, x[seen], cut_samples(of_seen, seed=self.seed)))
 
     def build(self) -> References:
-        seen, output, inputs, samples = zip(*self.parts, strict=True)
+        """Of all units of the plan, whose pictures have all been added."""
+        order = torch.cat(self._order)
+        output, inputs, samples = zip(*self._parts, strict=True)
         return References(
             task=self.task,
-            frames=torch.arange(self.next_frame - self.start_frame)[:, None],
-            seen=torch.cat(seen),
+            frames=self.plan.frames[order],
+            seen=self.plan.seen[order],
             output=torch.cat(output).clone(),
             inputs=torch.cat(inputs).clone(),
             samples={
                 cut: tuple(torch.cat(parts).clone() for parts in zip(*(s[cut] for s in samples), strict=True))
                 for cut in self.cuts
             },
-            size=self.size,
+            size=self._size,
         )

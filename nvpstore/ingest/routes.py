@@ -23,7 +23,7 @@ from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, Units, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
-from nvpstore.tasks.registry import LoadedTask, load
+from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord, StoredTensor
 
 DECODE_BATCH = 16  # pictures decoded at a time
@@ -60,9 +60,10 @@ class TaskTerms:
         pairs = Pairs(decoder, latents, refs, self.arch, seed=self.seed)
         candidate = _candidate_from(choice) if choice else pairs.ranked()[0]
         targets = refs.targets(candidate.cut)
-        task = load(refs.task.spec, self.device)  # references stay on the CPU, the fit may not
+        task = refs.task.on(self.device)  # references stay on the CPU, the fit may not
         start = pairs.from_ridge(candidate).normalised([FeatureScale(t) for t in targets])
         return AdapterTerm(
+            version=refs.task.spec.version,
             choice=json.dumps(asdict(candidate)),
             adapter=start,
             tail=task.backbone.tail(candidate.cut),
@@ -177,7 +178,7 @@ class SegmentRoutes:
         return (*self._adapter_routes(joint), self._pixel_route(), self._source_route())
 
     def _adapter_routes(self, joint: AdapterTerm | None) -> Sequence[RouteRecord]:
-        if not len(self.refs.positions):  # a segment of one frame, and that one is kept for measuring
+        if not self.refs.can_teach:  # a segment of one frame, say, and that one is kept for measuring
             return ()
         pairs = Pairs(self.decoder, self.latents, self.refs, self.arch, seed=self.seed)
         ranked = pairs.ranked()

@@ -28,6 +28,7 @@ from nvpstore.codec.fit import FitProgress, FittedSegment, SegmentFit
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest.references import ReferenceBuilder, References
 from nvpstore.ingest.routes import SegmentRoutes, TaskTerms
+from nvpstore.ingest.units import units_at_ingest
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, FrameBatch, RouteRecord, SegmentSpan, StoredLatents, StoredStage
 
@@ -79,9 +80,9 @@ def finish_segment(
 ) -> FinishedSegment:
     """Fit and measure the frames that `read` yields (it is called twice: frames are not kept)."""
     frames, pts, references = _gather(read, span, arch, tasks, seed=seed)
-    # All tasks see the same frames; a segment of one frame may have none to teach with.
-    teaches = any(len(refs.positions) for refs in references)
-    terms = TaskTerms(references, arch, device=device, seed=seed) if teaches else None
+    # A segment of one frame may have none to teach with, and a fit sees frames one by one, not clips.
+    teaching = [refs for refs in references if refs.task.spec.clip is None and refs.can_teach]
+    terms = TaskTerms(teaching, arch, device=device, seed=seed) if teaching else None
     fitted = SegmentFit(
         frames, arch, preset, terms_factory=terms, device=device, seed=seed, checkpoint=checkpoint
     ).run(progress)
@@ -113,7 +114,8 @@ def _gather(
     read: ReadSegment, span: SegmentSpan, arch: Architecture, tasks: Sequence[LoadedTask], *, seed: int
 ) -> tuple[Tensor, NDArray[np.int64], tuple[References, ...]]:
     """(frames at coded size float16 [t, 3, H, W], pts [t], references by task), in one pass."""
-    builders = [ReferenceBuilder(task, start_frame=span.start_frame, seed=seed) for task in tasks]
+    plans = [units_at_ingest(task.spec, start_frame=span.start_frame, frames=span.frames) for task in tasks]
+    builders = [ReferenceBuilder(task, plan, seed=seed) for task, plan in zip(tasks, plans, strict=True)]
     coded, pts = [], []
     for batch in read():
         rgb = rgb_tensor(batch)
@@ -160,10 +162,10 @@ def _routes(
     segment: int,
     seed: int,
 ) -> tuple[tuple[RouteRecord, ...], ...]:
-    joint = {i: term for i, term in enumerate(fitted.terms) if isinstance(term, AdapterTerm)}
+    joint = {term.version: term for term in fitted.terms if isinstance(term, AdapterTerm)}
     return tuple(
         SegmentRoutes(decoder, latents, refs, segment=segment, arch=arch, preset=preset, seed=seed).measure(
-            joint.get(i)
+            joint.get(refs.task.spec.version)
         )
-        for i, refs in enumerate(references)
+        for refs in references
     )

@@ -326,7 +326,7 @@ def _parted(plan: Plan, step: Step, group: Group, left: Mapping[int, Frames]) ->
         taps = tuple(tap for tap in group.taps if any(tap in route.stages for route in routes))
         stage = taps[-1] if taps else group.stage
         frames = group.frames[members == number]
-        yield Group(scans=scans, frames=frames, taps=taps, stage=stage)
+        yield Group(scans=scans, frames=frames, taps=taps, stage=stage, clip=group.clip)
 
 
 def _frames(scan: Scan, step: Step) -> Frames:

@@ -37,12 +37,19 @@ class RouteHandle(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Frames of one segment on their way through a step: `frames` int64 [t], `ts` float64 [t] in seconds."""
+    """Frames of one segment on their way through a step: `frames` int64 [t], `ts` float64 [t] in seconds.
+
+    Of a task that answers for clips, their first frames; `end_ts` float64 [t] is then the time of the last
+    frame that each stands for. `height` and `width` are the video's.
+    """
 
     video_id: str
     segment: int
     frames: NDArray[np.int64]
     ts: NDArray[np.float64]
+    height: int
+    width: int
+    end_ts: NDArray[np.float64] | None = None
 
 
 class Operators(Fetching, Protocol):
@@ -71,6 +78,12 @@ class Operators(Fetching, Protocol):
 
     def source(self, snapshot: Any, video_id: str, frames: NDArray[np.int64]) -> Mapping[str, Any]:
         """`{"rgb": the original's pixels}` of `frames` [t], decoded from the source file."""
+
+    def times(self, snapshot: Any, video_id: str, segment: int) -> NDArray[np.float64]:
+        """`ts` [t] of all frames of a segment."""
+
+    def start_frame(self, snapshot: Any, video_id: str, segment: int) -> int:
+        """The segment's first frame."""
 
     def adapt(self, features: Mapping[str, Any], route: Any) -> Any:
         """The tapped features through the micro adapter: the tensors of the route's cut."""

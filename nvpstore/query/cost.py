@@ -141,6 +141,7 @@ class _Pairs:
     prefix: NDArray[np.int64]
     latents: NDArray[np.int64]
     full: NDArray[np.int64]
+    pictures: NDArray[np.int64]  # that are decoded for a frame: more than one for clips
     decode: NDArray[np.float64]
     after: NDArray[np.float64]  # GFLOPs of a frame past the decode
 
@@ -161,7 +162,7 @@ def estimate(plan: Plan) -> Cost:
     return Cost(
         segments=len(once),
         frames=int(frames.sum()),
-        shared=int(pairs.frames.sum() - frames.sum()),
+        shared=int((pairs.frames * pairs.pictures).sum() - frames.sum()),
         prefix_bytes=int(prefix[~source].sum()),
         latents_bytes=int(pairs.latents[firsts][~source].sum()),
         route_bytes=_adapter_bytes([f.adapters for f in found.values()]) if found else 0,
@@ -177,7 +178,8 @@ def _pairs(plan: Plan, found: dict[int, Figures]) -> _Pairs:
     lists = pc.list_parent_indices(steps["scans"]).to_numpy().astype(np.int64)
     scan = pc.list_flatten(steps["scans"]).to_numpy().astype(np.int64)
     row = np.zeros(len(scan), dtype=np.int64)
-    ints = {name: np.zeros(len(scan), dtype=np.int64) for name in ("frames", "prefix", "latents", "full")}
+    names = ("frames", "pictures", "prefix", "latents", "full")
+    ints = {name: np.zeros(len(scan), dtype=np.int64) for name in names}
     decode, after = np.zeros(len(scan)), np.zeros(len(scan))
     segments = steps["segment"].to_numpy()
     for index, figure in found.items():
@@ -186,6 +188,7 @@ def _pairs(plan: Plan, found: dict[int, Figures]) -> _Pairs:
         ids = steps["video_id"].combine_chunks().cast(pa.string()).take(at)
         rows = row[mine] = plan.scans[index].scoped.places.rows(ids, segments[lists[mine]])
         ints["frames"][mine] = plan.scans[index].scoped.frames[rows]
+        ints["pictures"][mine] = plan.scans[index].pictures
         ints["prefix"][mine] = figure.prefix_bytes[rows]
         ints["latents"][mine] = figure.latents_bytes[rows]
         ints["full"][mine] = figure.full_bytes[rows]
@@ -203,7 +206,8 @@ def _simple(
         return frames, np.zeros(0), frames
     prefix = np.maximum.reduceat(pairs.prefix, firsts)
     decode = np.maximum.reduceat(pairs.decode, firsts)
-    return frames, frames * (decode + np.add.reduceat(pairs.after, firsts)), prefix
+    gflops = frames * (decode + np.add.reduceat(pairs.after, firsts))
+    return frames * pairs.pictures[firsts], gflops, prefix
 
 
 def _uneven(plan: Plan, pairs: _Pairs) -> NDArray[np.int64]:
@@ -213,7 +217,7 @@ def _uneven(plan: Plan, pairs: _Pairs) -> NDArray[np.int64]:
     for index, scan in enumerate(plan.scans):
         mine = pairs.scan == index
         masked[mine] = scan.scoped.mask_at[pairs.row[mine]] >= 0
-    samplings = {(scan.options.every, scan.options.stride) for scan in plan.scans}
+    samplings = {(scan.options.every, scan.options.stride, scan.options.clip) for scan in plan.scans}
     odd = several & (masked | (len(samplings) > 1))
     return np.unique(pairs.step[odd])
 
@@ -228,9 +232,9 @@ def _one_step(plan: Plan, number: int, pairs: _Pairs) -> tuple[int, float, int]:
     gflops = 0.0
     for group in groups:
         decode = facts.decode_gflops(group.stage) if group.stage else 0.0
-        gflops += len(group.frames) * (decode + sum(after[index] for index in group.scans))
+        gflops += group.pictures * decode + len(group.frames) * sum(after[index] for index in group.scans)
     prefix = 0 if step.source else facts.prefix(deepest(plan, key, groups))
-    return sum(len(group.frames) for group in groups), gflops, prefix
+    return sum(group.pictures for group in groups), gflops, prefix
 
 
 def _first_of_segment(steps: pa.Table) -> NDArray[np.int64]:

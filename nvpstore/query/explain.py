@@ -110,8 +110,10 @@ def _parts(scan: Scan, left: Scan | None) -> list[Part]:
 
 def _options(scan: Scan) -> str:
     options, shown = scan.options, []
-    if scan.kind == "classification":
+    if scan.kind in ("classification", "action"):
         shown.append(f"top {top_of(scan)}")
+    if options.clip is not None:
+        shown.append(f"clips of {options.clip.frames} frames, every {options.clip.stride} frames one")
     if options.every is not None:
         shown.append(f"every {float(options.every):g} s")
     if options.stride is not None:

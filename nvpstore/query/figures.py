@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
@@ -22,7 +22,8 @@ ADAPTERS = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Columns over the segments of a scan, [n]: bytes int64, GFLOPs of one frame float64 (NaN: unknown).
+    """Columns over the segments of a scan, [n]: bytes int64, GFLOPs of one frame (clip) float64 (NaN:
+    unknown).
 
     `fetched[kind]` are the stages that are fetched, in decode order. `adapters` (ADAPTERS) has a row a
     segment that reads one.
@@ -42,7 +43,8 @@ class Figures:
 def figures(scan: Scan) -> Figures:
     """Figures of all segments of `scan`, read once. Raises QueryError where they can no longer be read."""
     if scan.details.remembered is None:
-        scan.details.remembered = _read(scan)
+        read = _read(scan)
+        scan.details.remembered = replace(read, decode_gflops=read.decode_gflops * scan.pictures)
     found: Figures = scan.details.remembered
     return found
 

@@ -93,6 +93,9 @@ def _ints(rows: pa.Table, name: str) -> NDArray[np.int64]:
 
 def sampled(rows: pa.Table, found: Enumerated, options: TableOptions) -> NDArray[np.bool_]:
     """Which frames of `found` (all frames of `rows`) `options` samples."""
+    if options.clip is not None:
+        within = found.frame - _ints(rows, "start_frame")[found.owner]
+        return np.equal(within % options.clip.span, 0)
     if options.stride is not None:
         return np.equal(found.frame % options.stride, 0)
     if options.every is None:
@@ -115,6 +118,8 @@ def sampled(rows: pa.Table, found: Enumerated, options: TableOptions) -> NDArray
 def sampled_counts(rows: pa.Table, options: TableOptions) -> NDArray[np.int64]:
     """How many frames of each segment of `rows` (TIMING) are sampled, int64 [segments]."""
     counts, start = _ints(rows, "frames"), _ints(rows, "start_frame")
+    if options.clip is not None:
+        return -(-counts // options.clip.span)
     if options.stride is not None:
         step = options.stride
         return (start + counts - 1) // step - (start - 1) // step

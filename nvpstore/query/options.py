@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from sqlglot import exp
 
 from nvpstore.errors import QueryError
+from nvpstore.query.clips import Clip
 from nvpstore.types import RouteName
 
 DEFAULT_TOP = 5
@@ -25,7 +26,8 @@ ImageFormat = Literal["png", "jpg", "webp"]
 class TableOptions:
     """What a query asks of one task table. `every` in seconds, exact; `stride` in frames.
 
-    `top` and `min_fidelity` mean nothing to `frames`; `image_format` means nothing to a task.
+    `top` and `min_fidelity` mean nothing to `frames`; `image_format` means nothing to a task. `clip` is not
+    asked for: it is how the table's task samples.
     """
 
     every: Fraction | None = None
@@ -35,6 +37,7 @@ class TableOptions:
     on_error: Literal["error", "skip"] = "error"
     route: RouteName | None = None
     image_format: ImageFormat = "png"
+    clip: Clip | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None and self.stride is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import duckdb
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import QueryError, RouteError
 from nvpstore.query.candidates import choose_rows, frame_candidates, task_candidates
+from nvpstore.query.clips import Clip, clip_of
 from nvpstore.query.columns import read_columns
 from nvpstore.query.details import Details, FactsBySegment
 from nvpstore.query.early_stop import enough_rows
@@ -62,12 +63,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Frames of a step that the same scans read: int64 [t], ascending. Empty `taps`: the source's pixels."""
+    """Frames of a step that the same scans read: int64 [t], ascending. Empty `taps`: the source's pixels.
+
+    With `clip`, these are the first ones of clips.
+    """
 
     scans: tuple[int, ...]
     frames: NDArray[np.int64]
     taps: tuple[str, ...]
     stage: str
+    clip: Clip | None = None
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures have to be decoded."""
+        return len(self.frames) * (1 if self.clip is None else self.clip.frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,7 +131,7 @@ def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, sn
     columns |= {**index.columns, **columns_of(con, query.given)}
     scopes = find_scopes(query, columns)
     scans = []
-    for table in query.tables:
+    for table in (_by_clips(table, records[table.relation]) for table in query.tables):
         scoped = scoped_segments(con, scopes[table.relation], table.options)
         used = read_columns(table.columns, schemas[table.relation].names)
         scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
@@ -156,6 +166,19 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     if task.labels and top > len(task.labels) and table.options != TableOptions():
         raise QueryError(f"{table.where}: top := {top}: {task.name} has {len(task.labels)} labels")
     return task
+
+
+def _by_clips(table: TaskTable, task: TaskRecord | None) -> TaskTable:
+    """The table with its task's way of sampling."""
+    clip = clip_of(task)
+    if clip is None:
+        return table
+    if table.options.every is not None or table.options.stride is not None:
+        raise QueryError(
+            f"{table.where}: {table.shown} answers for clips of {clip.frames} frames, every {clip.stride} "
+            "frames one: neither every nor stride is allowed"
+        )
+    return replace(table, options=replace(table.options, clip=clip))
 
 
 def _scan(
@@ -270,25 +293,31 @@ def steps_of(rows: pa.RecordBatch | pa.Table) -> Iterator[Step]:
 
 
 def groups_of(plan: Plan, step: Step) -> list[Group]:
-    """The frames of `step`, grouped by the scans that read them."""
+    """The frames of `step`, grouped by the scans that read them; clips of one sampling by themselves."""
+    alike: dict[Clip | None, list[int]] = {}
+    for index in step.scans:
+        alike.setdefault(plan.scans[index].options.clip, []).append(index)
+    return [group for scans in alike.values() for group in _alike_groups(plan, step, scans)]
+
+
+def _alike_groups(plan: Plan, step: Step, scans: Sequence[int]) -> Iterator[Group]:
     key = (step.video_id, step.segment)
-    frames = {index: plan.scans[index].work_of(key)["frame"].to_numpy() for index in step.scans}
+    frames = {index: plan.scans[index].work_of(key)["frame"].to_numpy() for index in scans}
     union = np.unique(np.concatenate(list(frames.values())))
-    readers = np.stack([np.isin(union, frames[index], assume_unique=True) for index in step.scans])
+    readers = np.stack([np.isin(union, frames[index], assume_unique=True) for index in scans])
     masks, members = np.unique(readers, axis=1, return_inverse=True)
-    return [
-        _group(plan, step, tuple(np.array(step.scans)[masks[:, g]].tolist()), union[members == g])
-        for g in range(masks.shape[1])
-    ]
+    for g in range(masks.shape[1]):
+        yield _group(plan, step, tuple(np.array(scans)[masks[:, g]].tolist()), union[members == g])
 
 
 def _group(plan: Plan, step: Step, scans: tuple[int, ...], frames: NDArray[np.int64]) -> Group:
+    clip = plan.scans[scans[0]].options.clip
     if step.source:
-        return Group(scans=scans, frames=frames, taps=(), stage="")
+        return Group(scans=scans, frames=frames, taps=(), stage="", clip=clip)
     key = (step.video_id, step.segment)
     wanted = {stage for index in scans for stage in plan.scans[index].routes[key].stages}
     taps = tuple(stage for stage in plan.segments[key].stages if stage in wanted)
-    return Group(scans=scans, frames=frames, taps=taps, stage=taps[-1] if taps else RGB_STAGE)
+    return Group(scans=scans, frames=frames, taps=taps, stage=taps[-1] if taps else RGB_STAGE, clip=clip)
 
 
 def deepest(plan: Plan, key: Key, groups: Sequence[Group]) -> str:

@@ -135,7 +135,7 @@ def scoped_segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, opti
 
 
 def _counts(rows: pa.Table, options: TableOptions) -> NDArray[np.int64]:
-    if options.every is not None or options.stride is not None:
+    if options.every is not None or options.stride is not None or options.clip is not None:
         return sampled_counts(rows, options)
     counts: NDArray[np.int64] = rows["frames"].to_numpy().astype(np.int64)
     return counts

@@ -78,8 +78,13 @@ class Scan:
 
     @property
     def frames(self) -> int:
-        """How many frames are in scope."""
+        """How many frames are in scope; of tasks that answer for clips, how many clips."""
         return int(self.scoped.frames.sum())
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures have to be decoded for each of `frames`."""
+        return 1 if self.options.clip is None else self.options.clip.frames
 
     @property
     def segments(self) -> int:

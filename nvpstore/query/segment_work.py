@@ -84,6 +84,16 @@ class SegmentWork:
                     self.rows |= {index: [] for index in self._flowing}
         yield {index: tables for index, tables in self.rows.items() if index in self._alive and tables}
 
+    @cached_property
+    def times(self) -> NDArray[np.float64]:
+        """`ts` of all frames of the segment."""
+        return self.runner.operators.times(self.runner.snapshot, *self.key)
+
+    @cached_property
+    def start_frame(self) -> int:
+        """The first frame of the segment: clips are counted from it."""
+        return self.runner.operators.start_frame(self.runner.snapshot, *self.key)
+
     def _flowing_bytes(self) -> int:
         return sum(table.nbytes for index in self._flowing for table in self.rows[index])
 
@@ -96,6 +106,9 @@ class SegmentWork:
         fit = fitting_frames(
             self.runner.batch_frames, frame_bytes=frame_bytes, room_bytes=self.runner.limits.batch_bytes
         )
+        if group.clip is not None:
+            each = max(1, fit // group.clip.frames)
+            return iter(np.split(group.frames, range(each, len(group.frames), each)))
         return batches(group.frames, start=start, batch_frames=fit)
 
     # ------------------------------------------------------------ weights
@@ -177,7 +190,8 @@ class SegmentWork:
                 self._fail(set(group.scans) & self._alive, failed.doing, failed.cause)
             except Exception as cause:
                 self._fail({index}, "answering", cause)
-        self.runner.measured.decoded(group.stage, frames=batch.made, reads=len(frames) * len(readers))
+        reads = len(batch.pictures) * len(readers)
+        self.runner.measured.decoded(group.stage, frames=batch.made, reads=reads)
 
     def _scan_rows(self, index: int, batch: _Batch) -> pa.Table:
         """The task table's rows of a batch; its answers may be another query's."""
@@ -237,16 +251,32 @@ class SegmentWork:
 
 
 class _Batch:
-    """Frames of one group, and their features once somebody needs them. `made`: frames decoded for them."""
+    """Frames of one group, and their features once somebody needs them. `pictures` are the frames that have
+    to be decoded for them; `made`: how many were."""
 
     def __init__(self, work: SegmentWork, group: Group, frames: NDArray[np.int64]) -> None:
         self._work, self._group, self.frames = work, group, frames
-        self.key = frames.tobytes()
+        self.pictures = frames
         self.made = 0
+        if group.clip is not None:
+            self.pictures = group.clip.pictures(frames, end=work.start_frame + len(work.times))
+        self.key = self.pictures.tobytes()
 
     def described(self, ts: NDArray[np.float64]) -> Batch:
+        work, clip = self._work, self._group.clip
+        end_ts = None
+        if clip is not None:
+            last = clip.last(self.frames, end=work.start_frame + len(work.times))
+            end_ts = work.times[last - work.start_frame]
+        facts = work.runner.plan.segments[work.key]
         return Batch(
-            video_id=self._work.step.video_id, segment=self._work.step.segment, frames=self.frames, ts=ts
+            video_id=work.step.video_id,
+            segment=work.step.segment,
+            frames=self.frames,
+            ts=ts,
+            height=facts.height,
+            width=facts.width,
+            end_ts=end_ts,
         )
 
     @cached_property
@@ -264,9 +294,9 @@ class _Batch:
 
         def read() -> Mapping[str, Any]:
             with runner.measured.timed("source"):
-                features = runner.operators.source(runner.snapshot, step.video_id, self.frames)
+                features = runner.operators.source(runner.snapshot, step.video_id, self.pictures)
             runner.note_source(step)
-            self.made = len(self.frames)
+            self.made = len(self.pictures)
             return features
 
         features: Mapping[str, Any] = self._work.once(
@@ -276,11 +306,11 @@ class _Batch:
 
     def _decode(self) -> Mapping[str, Any]:
         work, runner = self._work, self._work.runner
-        ask = Ask(handle=work.handle, frames=self.frames, taps=self._group.taps, stages=work.stages)
+        ask = Ask(handle=work.handle, frames=self.pictures, taps=self._group.taps, stages=work.stages)
         taken = runner.sharing.decode(
             work.identity, ask, self._decode_now, size=runner.operators.size_bytes, check=runner.check
         )
-        self.made = len(self.frames) if taken.made else 0
+        self.made = len(self.pictures) if taken.made else 0
         features: Mapping[str, Any] = taken.value
         return features
 

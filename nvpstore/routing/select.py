@@ -95,8 +95,8 @@ def rank_pairs(
         placed = [stage_samples(taps, grid, units=units, seed=seed) for grid in cut.grids]
         for i, stage in enumerate(arch.stage_names[:-1]):
             stages = arch.stage_names[: i + 1]
-            cost = decode[stage] + _adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
-            parameters = _adapter_parameters(arch, stages, cut)
+            cost = decode[stage] + adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
+            parameters = adapter_parameters(arch, stages, cut)
             if i < FIRST_STAGE or cost >= pixel or parameters > ADAPTER_SHARE * backbone.parameters:
                 continue
             alike = [linear_cka(x[stage], y) for x, y in zip(placed, samples[cut.name], strict=True)]
@@ -150,12 +150,14 @@ def spread_top(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]
     return tuple(chosen.values())[:count]
 
 
-def _adapter_gflops(arch: Architecture, stages: Sequence[str], cut: Cut) -> float:
+def adapter_gflops(arch: Architecture, stages: Sequence[str], cut: Cut) -> float:
+    """GFLOPs (2 × MAC) of one unit through an adapter's convolutions; resizing is left out (it is small)."""
     channels = sum(arch.stage_shape(s)[0] for s in stages)
     return sum(2 * channels * math.prod(shape) / 1e9 for shape in cut.shapes if len(shape) > 2)
 
 
-def _adapter_parameters(arch: Architecture, stages: Sequence[str], cut: Cut) -> int:
+def adapter_parameters(arch: Architecture, stages: Sequence[str], cut: Cut) -> int:
+    """Of an adapter from `stages` to `cut`."""
     channels = sum(arch.stage_shape(s)[0] for s in stages)
     convs = sum((channels + 1) * shape[0] for shape in cut.shapes if len(shape) > 2)
     return convs + sum(3 * math.prod(shape) for shape in cut.shapes if len(shape) == 2)

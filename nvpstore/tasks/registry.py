@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import importlib
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any
 
+import torch
 from torch import nn
 
 from nvpstore.errors import TaskError
-from nvpstore.tasks.backbones import efficientnet_lite
+from nvpstore.tasks.backbone import Backbone, Uncut
+from nvpstore.tasks.backbones.model import Model, Words
+from nvpstore.tasks.chain import ChainBackbone
 from nvpstore.tasks.cuts import CutBackbone
 from nvpstore.tasks.heads import Head, build_head
-from nvpstore.tasks.preprocessing import Preprocessing
+from nvpstore.tasks.recipes import RECIPES, Recipe
 from nvpstore.tasks.spec import TaskSpec
-from nvpstore.types import TaskKind, TaskRecord
+from nvpstore.tasks.weights import digest_of, load_into, read_weights
+from nvpstore.types import TaskRecord
 
+_ROOM = "nvpstore.tasks.backbones"
+PROVIDERS: Mapping[str, str] = {
+    "efficientnet_lite": f"{_ROOM}.efficientnet_lite",
+    "timm": f"{_ROOM}.timm_models",
+    "torchvision": f"{_ROOM}.torchvision_models",
+    "open_clip": f"{_ROOM}.open_clip_models",
+    "pytorchvideo": f"{_ROOM}.pytorchvideo_models",
+    "transformers": f"{_ROOM}.transformers_models",
+    "factory": f"{_ROOM}.factory",
+}
 
-class Provider(Protocol):
-    """A module under `tasks.backbones`."""
-
-    def weights_path(self, model: str) -> Path: ...
-
-    def build(self, model: str) -> nn.Module: ...
+FindWeights = Callable[[TaskSpec], Path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedTask:
-    """A task ready to run: spec, cut backbone and head."""
+    """A task ready to run: spec, cut backbone and head; the text side of a model of embeddings."""
 
     spec: TaskSpec
-    backbone: CutBackbone
+    backbone: Backbone
     head: Head
+    words: Words | None = None
+    weights: Path | None = None
 
     def record(self) -> TaskRecord:
         return TaskRecord(
@@ -47,73 +58,130 @@ class LoadedTask:
             spec=self.spec.to_json(),
         )
 
-
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 ImageNet class names in class order."""
-    text = resources.files("nvpstore.tasks").joinpath("labels/imagenet1k.txt").read_text("utf-8")
-    return tuple(text.splitlines())
-
-
-def _labels() -> TaskSpec:
-    model = "efficientnet-lite0"
-    side = efficientnet_lite.INPUT_PIXELS[model]
-    return TaskSpec(
-        name="labels",
-        kind="classification",
-        provider="efficientnet_lite",
-        model=model,
-        weights_sha256=hashlib.sha256(efficientnet_lite.weights_path(model).read_bytes()).hexdigest(),
-        preprocessing=Preprocessing(height=side, width=side, mean=(127.0,) * 3, std=(128.0,) * 3),
-        labels=imagenet_labels(),
-    )
-
-
-_BUILT_IN = {"labels": _labels}
-KINDS: Mapping[str, TaskKind] = {"labels": "classification"}  # known also where weights are absent
-_PROVIDERS: Mapping[str, Provider] = {"efficientnet_lite": cast(Provider, efficientnet_lite)}
+    def on(self, device: str) -> LoadedTask:
+        """The same task on another device."""
+        return load(self.spec, device, find=lambda _: self.weights or _absent(self.spec))
 
 
 def available() -> tuple[str, ...]:
     """Names of all built-in tasks, also of those whose weights are absent."""
-    return tuple(sorted(_BUILT_IN))
+    return tuple(sorted(RECIPES))
+
+
+def recipe(name: str) -> Recipe:
+    """The built-in task of this name; TaskError naming those there are."""
+    if name not in RECIPES:
+        raise TaskError(f"task {name!r}: there are {', '.join(available())}")
+    return RECIPES[name]
 
 
 @cache
 def builtin_spec(name: str) -> TaskSpec:
-    """The current spec of a built-in task; TaskError naming those there are, or the absent package."""
-    if name not in _BUILT_IN:
-        raise TaskError(f"task {name!r}: there are {', '.join(available())}")
-    return _BUILT_IN[name]()
+    """The spec of a built-in task whose weights are at hand; TaskError naming what is absent."""
+    made = recipe(name)
+    path = _packaged(made.provider, made.model)
+    if path is None:
+        raise TaskError(
+            f"task {name}: weights of {made.model} are absent; nvp tasks add {name} --weights FILE "
+            f"(published as {made.source})"
+        )
+    return spec_of(name, made, weights_sha256=digest_of(path))
+
+
+def spec_of(name: str, made: Recipe, *, weights_sha256: str, **changes: Any) -> TaskSpec:
+    """The spec that a recipe and weights give, under a name."""
+    said = {
+        "kind": made.kind,
+        "provider": made.provider,
+        "model": made.model,
+        "preprocessing": made.preprocessing,
+        "labels": made.label_names(),
+        "clip": made.clip,
+        "options": dict(made.options),
+    }
+    return TaskSpec(name=name, weights_sha256=weights_sha256, **{**said, **changes})
 
 
 def describe_available() -> list[dict[str, object]]:
-    """`name, version, kind, cuts` of every built-in task; version and cuts None where weights are absent."""
+    """`name, version, kind, cuts` of every built-in task; version None where weights are absent."""
     return [_describe(name) for name in available()]
 
 
 def _describe(name: str) -> dict[str, object]:
+    made = RECIPES[name]
     try:
-        record = load(builtin_spec(name)).record()
+        version: str | None = builtin_spec(name).version
     except TaskError:
-        return {"name": name, "version": None, "kind": KINDS[name], "cuts": None}
-    return {"name": name, "version": record.version, "kind": record.kind, "cuts": record.cuts}
+        version = None
+    return {"name": name, "version": version, "kind": made.kind, "cuts": made.cuts}
 
 
-def load(spec: TaskSpec, device: str = "cpu") -> LoadedTask:
-    """Build the backbone, check its weights against the spec, cut it. Once a process, version and device."""
-    return _load(spec, device)  # one spelling of the arguments: a cache would tell a default from its value
+_LOADED: dict[tuple[str, str], LoadedTask] = {}
+_LOADING = threading.Lock()  # a model is traced when it is loaded, which patches torch for all threads
 
 
-@cache
-def _load(spec: TaskSpec, device: str) -> LoadedTask:
-    provider = _PROVIDERS.get(spec.provider)
-    if provider is None:
-        raise TaskError(f"task {spec.name}: provider {spec.provider!r}; there are {', '.join(_PROVIDERS)}")
-    found = hashlib.sha256(provider.weights_path(spec.model).read_bytes()).hexdigest()
+def load(spec: TaskSpec, device: str = "cpu", *, find: FindWeights | None = None) -> LoadedTask:
+    """Build the backbone, check its weights against the spec, cut it. Once a process, version and device.
+
+    `find` gives the file of weights that no package brings.
+    """
+    key = spec.version, device
+    with _LOADING:
+        if key not in _LOADED:
+            _LOADED[key] = _load(spec, device, find or _absent)
+        return _LOADED[key]
+
+
+def _load(spec: TaskSpec, device: str, find: FindWeights) -> LoadedTask:
+    seed = spec.options.get("seed", 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Model = _provider(spec).build(spec)
+    weights = None
+    if not spec.random:
+        weights = _packaged(spec.provider, spec.model) or find(spec)
+        _check(spec, weights)
+        load_into(model.net, read_weights(weights), what=f"task {spec.name}, {weights.name}")
+    backbone = cut_backbone(model, spec.input_shape, device=device)
+    head = build_head(spec, model)
+    return LoadedTask(spec=spec, backbone=backbone, head=head, words=model.words, weights=weights)
+
+
+def cut_backbone(model: Model, input_shape: tuple[int, ...], *, device: str) -> Backbone:
+    """Along its blocks, or on its graph; as a whole where neither can be had."""
+    model.net.eval().requires_grad_(False)
+    if model.blocks:
+        return ChainBackbone(model.blocks, input_shape, device=device)
+    whole: nn.Module = model.net if model.answers is None else model.answers
+    try:
+        return CutBackbone(whole, input_shape, device=device)
+    except TaskError as cause:
+        return Uncut(whole, input_shape, why=str(cause), device=device)
+
+
+def _provider(spec: TaskSpec) -> Any:
+    if spec.provider not in PROVIDERS:
+        raise TaskError(f"task {spec.name}: provider {spec.provider!r}; there are {', '.join(PROVIDERS)}")
+    return importlib.import_module(PROVIDERS[spec.provider])
+
+
+def _packaged(provider: str, model: str) -> Path | None:
+    """Where a package keeps these weights; None for providers whose weights no package brings."""
+    if provider not in PROVIDERS:
+        return None
+    module: Any = importlib.import_module(PROVIDERS[provider])
+    path: Path | None = module.weights_path(model) if hasattr(module, "weights_path") else None
+    return path
+
+
+def _check(spec: TaskSpec, weights: Path) -> None:
+    found = digest_of(weights)
     if found != spec.weights_sha256:
         raise TaskError(
             f"task {spec.name}@{spec.version[:8]}: weights of {spec.model} here have SHA-256 {found[:12]}…, "
             f"the stored answers were made with {spec.weights_sha256[:12]}…"
         )
-    backbone = CutBackbone(provider.build(spec.model), spec.input_shape, device=device)
-    return LoadedTask(spec=spec, backbone=backbone, head=build_head(spec.kind, spec.labels))
+
+
+def _absent(spec: TaskSpec) -> Path:
+    raise TaskError(f"task {spec.name}@{spec.version[:8]}: weights of {spec.model} are absent")

@@ -70,7 +70,7 @@ def grouped(rows: Sequence[tuple[Any, ...]]) -> Answers:
 def by_hand(rgb_tchw: torch.Tensor) -> NDArray[np.float64]:
     """Softmax scores [t, classes] of the registry's backbone on pixels in 0 … 255, frame by frame."""
     task = load(builtin_spec("labels"))
-    logits = [task.backbone.whole(task.spec.preprocessing.apply(frame[None])) for frame in rgb_tchw]
+    logits = [task.backbone.whole(task.spec.prepare(frame[None])) for frame in rgb_tchw]
     scores: NDArray[np.float64] = torch.cat(logits).double().softmax(-1).numpy()
     return scores
 

@@ -1,21 +1,20 @@
-"""Specs, versions, heads and the registry."""
+"""Specs, versions and the registry."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
 from nvpstore.errors import TaskError
-from nvpstore.tasks.heads import ClassificationHead, build_head
-from nvpstore.tasks.registry import available, builtin_spec, describe_available, imagenet_labels, load
+from nvpstore.tasks.recipes import RECIPES, read_labels
+from nvpstore.tasks.registry import available, builtin_spec, describe_available, load, spec_of
 from nvpstore.tasks.spec import TaskSpec
 
 
 def test_labels_has_the_thousand_imagenet_names_in_class_order() -> None:
-    labels = imagenet_labels()
+    labels = read_labels("imagenet1k")
     assert len(labels) == 1000
     assert (labels[0], labels[285], labels[967]) == ("tench", "Egyptian cat", "espresso")
 
@@ -42,37 +41,36 @@ def test_other_weights_than_the_spec_names_are_refused() -> None:
 
 
 def test_unknown_tasks_and_providers_are_named_with_those_there_are() -> None:
-    with pytest.raises(TaskError, match=r"'faces': there are labels"):
+    with pytest.raises(TaskError, match=r"'faces': there are .*labels"):
         builtin_spec("faces")
+    with pytest.raises(TaskError, match=r"weights of resnet50 are absent; nvp tasks add resnet50 --weights"):
+        builtin_spec("resnet50")
     with pytest.raises(TaskError, match="provider 'elsewhere'"):
         load(replace(builtin_spec("labels"), provider="elsewhere"))
-    with pytest.raises(TaskError, match="classification"):
-        build_head("depth", ())
 
 
-def test_available_tasks_say_their_kind_and_cuts() -> None:
-    assert available() == ("labels",)
-    (labels,) = describe_available()
-    assert labels["kind"] == "classification"
-    assert labels["cuts"] == len(load(builtin_spec("labels")).backbone.cuts)
+def test_available_tasks_say_their_kind_and_cuts_also_where_weights_are_absent() -> None:
+    paper = {"resnet50", "clip_rn50", "vit_b16", "slowfast_r50", "i3d_r50", "detr_r50", "blip_caption"}
+    assert set(available()) == {"labels", *paper}
+    described = {task["name"]: task for task in describe_available()}
+    assert described["labels"]["version"] == builtin_spec("labels").version
+    assert described["labels"]["cuts"] == len(load(builtin_spec("labels")).backbone.cuts)
+    assert described["detr_r50"]["version"] is None
+    assert described["detr_r50"]["kind"] == "detection"
 
 
-def test_preprocessing_normalises_a_stretched_frame() -> None:
-    spec = builtin_spec("labels").preprocessing
-    x = spec.apply(torch.full((2, 3, 50, 90), 127, dtype=torch.uint8))
-    assert x.shape == (2, 3, 224, 224)
-    assert float(x.abs().max()) < 1e-5
+def test_a_recipes_fields_can_be_changed_and_new_fields_keep_old_versions() -> None:
+    spec = spec_of("seen", RECIPES["labels"], weights_sha256=builtin_spec("labels").weights_sha256)
+    assert spec == replace(builtin_spec("labels"), name="seen")
+    assert set(json.loads(spec.to_json())) == {
+        *("name", "kind", "provider", "model", "weights_sha256", "preprocessing", "labels")
+    }
+    clips = spec_of("moves", RECIPES["slowfast_r50"], weights_sha256="", options={"seed": 3})
+    assert TaskSpec.from_json(clips.to_json()) == clips
+    assert (clips.input_shape, clips.frames, clips.random) == ((3, 32, 256, 256), 32, True)
 
 
-def test_classification_rows_rank_by_softmax() -> None:
-    head = ClassificationHead(("a", "b", "c"))
-    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
-    frames, table = head.rows(logits, top=2)
-    assert frames.tolist() == [0, 0, 1, 1]
-    assert table["rank"].to_pylist() == [1, 2, 1, 2]
-    assert table["label"].to_pylist()[:3] == ["b", "c", "a"]
-    expected = np.exp([2, 1]) / np.exp([0, 2, 1]).sum()
-    np.testing.assert_allclose(table["score"].to_numpy()[:2], expected, rtol=1e-6)
-    assert head.agreement(logits, logits.flip(1)).tolist() == [1.0, 0.0]
-    assert float(head.loss(logits, logits)) == pytest.approx(0, abs=1e-6)
-    assert float(head.loss(logits, logits.flip(1))) > 0.1
+def test_a_spec_of_a_newer_release_is_refused() -> None:
+    newer = builtin_spec("labels").to_json().replace('{"kind"', '{"colour":1,"kind"')
+    with pytest.raises(TaskError, match=r"this release of nvpstore cannot read: .*colour"):
+        TaskSpec.from_json(newer)

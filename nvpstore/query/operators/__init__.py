@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import AHEAD_BYTES, Prefetched, RangeReader, RangesRead, Traffic
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
+from nvpstore.tasks.heads import View
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan, TaskRecord
@@ -77,9 +77,6 @@ class LoadedRoute:
     adapter: MicroAdapter | None
     route_bytes: int
     traffic: Traffic
-
-
-_TRACING = threading.Lock()  # a model is traced when it is loaded, which patches torch for all threads
 
 
 class TorchOperators:
@@ -213,12 +210,25 @@ class TorchOperators:
         if reader is None:
             reader = FrameReader(self._source_scan(snapshot, video_id))
         try:
-            rgb = torch.from_numpy(reader.read(frames)).permute(0, 3, 1, 2)
+            # A clip that its segment's end cuts short has its last picture several times.
+            wanted, places = np.unique(frames, return_inverse=True)
+            read = torch.from_numpy(reader.read(wanted)).permute(0, 3, 1, 2)
+            rgb = read if len(wanted) == len(frames) else read[torch.from_numpy(places)]
         except BaseException:
             reader.close()
             raise
         self._readers.give_back(video_id, reader)
         return {RGB_STAGE: SourcePixels(rgb=rgb)}
+
+    def times(self, snapshot: Snapshot, video_id: str, segment: int) -> NDArray[np.float64]:
+        """`ts` of all frames of a segment."""
+        video = self._index.video(snapshot, video_id)
+        elapsed = self._index.segment(snapshot, video_id, segment).pts - (video.pts_origin or 0)
+        return elapsed * video.time_base.numerator / video.time_base.denominator
+
+    def start_frame(self, snapshot: Snapshot, video_id: str, segment: int) -> int:
+        """The segment's first frame."""
+        return self._index.segment(snapshot, video_id, segment).start_frame
 
     @torch.inference_mode()
     def adapt(self, features: Mapping[str, Tensor], route: LoadedRoute) -> Sequence[Tensor]:
@@ -244,9 +254,13 @@ class TorchOperators:
             assert not isinstance(outputs, Tensor), "frames are made of pixels"
             return image_rows(outputs.for_people(), batch, scan.options.image_format)
         assert isinstance(outputs, Tensor), "tasks answer with a tensor"
-        head = self._task(scan.task).head
-        positions, table = head.rows(outputs.cpu(), top=scan.options.top)
-        return table.add_column(0, "frame", pa.array(batch.frames[positions]))
+        task = self._task(scan.task)
+        region = task.spec.preprocessing.region(batch.height, batch.width)
+        view = View(height=batch.height, width=batch.width, region=region)
+        units, table = task.head.rows(outputs.cpu(), top=scan.options.top, view=view, columns=scan.columns)
+        if batch.end_ts is not None:
+            table = table.append_column("end_ts", pa.array(batch.end_ts[units]))
+        return table.add_column(0, "frame", pa.array(batch.frames[units]))
 
     def decode_frames(
         self,
@@ -289,8 +303,7 @@ class TorchOperators:
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
 
     def _task(self, record: TaskRecord) -> LoadedTask:
-        with _TRACING:
-            return load(TaskSpec.from_json(record.spec), self.device)
+        return load(TaskSpec.from_json(record.spec), self.device)
 
     def _read(self, wanted: Sequence[ByteRange], snapshot: Snapshot) -> RangesRead:
         return self._ranges.read_counted(wanted, as_of=snapshot.number)

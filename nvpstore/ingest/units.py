@@ -1,0 +1,94 @@
+"""Which pictures of a segment a backbone is asked about: those to learn from, and those to be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvpstore.tasks.spec import Clip, TaskSpec
+
+TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
+MEASURED_CLIPS = 1 / 3  # of a segment, its last part: clips of frames that no training saw
+CLIPS_A_SPAN = 8  # clips to learn from begin so often
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPlan:
+    """`frames` int64 [u, t]: positions in the segment of each unit's pictures; `seen` bool [u]: those that
+    task terms learn from. No picture of a seen unit is one of an unseen unit's.
+    """
+
+    frames: Tensor
+    seen: Tensor
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 2 or self.seen.shape != self.frames.shape[:1]:
+            raise ValueError(f"frames {tuple(self.frames.shape)} and seen {tuple(self.seen.shape)}")
+
+
+def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPlan:
+    """All frames of a segment, every second one of the video seen; or clips, the last part's unseen."""
+    if spec.clip is not None:
+        return _clips(spec.clip, frames)
+    positions = torch.arange(frames)
+    return UnitPlan(frames=positions[:, None], seen=(positions + start_frame) % TRAIN_EVERY == 0)
+
+
+def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) -> UnitPlan:
+    """A `share` of a segment's frames seen, at least one, spread evenly; of the others at most `measured`."""
+    if spec.clip is not None:
+        return _clips(spec.clip, frames)
+    seen = torch.zeros(frames, dtype=torch.bool)
+    seen[_spread(frames, max(1, round(share * frames)))] = True
+    others = (~seen).nonzero().squeeze(1)
+    others = others[_spread(len(others), min(len(others), measured))]
+    positions = torch.cat([seen.nonzero().squeeze(1), others]).sort().values
+    return UnitPlan(frames=positions[:, None], seen=seen[positions])
+
+
+def _spread(count: int, wanted: int) -> Tensor:
+    """`wanted` of `count` places, in the middle of as many equal parts."""
+    return ((torch.arange(wanted) + 0.5) * count / max(1, wanted)).long()
+
+
+def _clips(clip: Clip, frames: int) -> UnitPlan:
+    judged = max(clip.span, round(MEASURED_CLIPS * frames)) if frames >= 2 * clip.span else 0
+    taught = frames - judged
+    step = max(1, clip.span // CLIPS_A_SPAN)
+    learned = torch.arange(0, max(1, taught - clip.span + 1), step)
+    kept = torch.arange(taught, frames - clip.span + 1, clip.span) if judged else torch.empty(0).long()
+    starts = torch.cat([learned, kept])
+    steps = torch.arange(clip.frames) * clip.stride
+    ends = torch.where(torch.arange(len(starts)) < len(learned), taught, frames)
+    return UnitPlan(
+        frames=torch.minimum(starts[:, None] + steps, ends[:, None] - 1),
+        seen=torch.arange(len(starts)) < len(learned),
+    )
+
+
+class Gathering:
+    """Pictures of a segment in order of their frames → whole units, as soon as their last picture came."""
+
+    def __init__(self, plan: UnitPlan) -> None:
+        self.plan = plan
+        self._last = plan.frames.amax(1)
+        self._kept: dict[int, Tensor] = {}
+        self._next = 0
+        self._needed = set(plan.frames.flatten().tolist())
+
+    def add(self, rgb_tchw: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The next pictures uint8 [t, 3, h, w] → (which units [u], their pictures [u·t, 3, h, w])."""
+        first, self._next = self._next, self._next + len(rgb_tchw)
+        for i, picture in enumerate(rgb_tchw, start=first):
+            if i in self._needed:
+                self._kept[i] = picture
+        complete = ((self._last >= first) & (self._last < self._next)).nonzero().squeeze(1)
+        if len(complete):
+            frames = self.plan.frames[complete].flatten().tolist()
+            yield complete, torch.stack([self._kept[i] for i in frames])
+        open_units = self.plan.frames[self._last >= self._next]
+        oldest = int(open_units.min()) if len(open_units) else self._next
+        self._kept = {i: picture for i, picture in self._kept.items() if i >= oldest}
