@@ -3,8 +3,9 @@ segments at once, with the same floors, costs and ties."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -18,6 +19,9 @@ from nvpstore.query.sample import Scoped, videos_filter
 from nvpstore.routing.choice import MARGIN, ROUNDING
 from nvpstore.types import RGB_STAGE, RouteName, TaskRecord
 
+_KIND_HASH = "hash(route, stages, cut, scope)"
+PART_ROWS = 1 << 20
+Ints = NDArray[np.signedinteger[Any]]
 _BETWEEN, _STAGE = "\x01", "\x02"  # as KIND_SQL writes them
 
 
@@ -43,12 +47,12 @@ class RouteKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """A row a route, [m]: the segment's row (`owner`, int64), its kind (int64, of `kinds`), fidelity (NaN:
+    """A row a route, [m]: the segment's row (`owner`), its kind (of `kinds`), fidelity (NaN:
     unknown), GFLOPs of a frame (inf: unknown) and bytes of a segment."""
 
     kinds: tuple[RouteKind, ...]
-    owner: NDArray[np.int64]
-    kind: NDArray[np.int64]
+    owner: Ints
+    kind: Ints
     fidelity: NDArray[np.float64]
     gflops: NDArray[np.float64]
     bytes: NDArray[np.int64]
@@ -117,33 +121,101 @@ def task_candidates(
 
     `rows` are what is stored of these segments, where that was read.
     """
-    table = rows.routes if rows is not None else None
-    if table is None:
-        table = _route_rows(con, task, scoped.places)
-    owner = scoped.places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
-    kinds = table["kind"].combine_chunks().dictionary_encode()
-    here = owner >= 0
-    stored = Candidates(
-        kinds=tuple(read_kind(text) for text in kinds.dictionary.to_pylist()),
-        owner=owner[here],
-        kind=kinds.indices.to_numpy().astype(np.int64)[here],
-        fidelity=_floats(table["fidelity"], np.nan)[here],
-        gflops=_floats(table["gflops"], np.inf)[here],
-        bytes=table["bytes"].to_numpy()[here],
-    )
-    return with_originals(decodable(con, stored, scoped, rows), scoped)
+    if rows is not None and rows.routes is not None:
+        stored = _compact(rows.routes.to_batches(), scoped.places)
+        kinds = {text: text for text in stored.numbers}
+    else:
+        stored = _compact(_route_rows(con, task, scoped.places), scoped.places)
+        kinds = _kinds_of(con, task, stored)
+    found = stored.candidates([read_kind(kinds[key]) for key in stored.numbers])
+    return with_originals(decodable(con, found, scoped, rows), scoped)
 
 
-def _route_rows(con: duckdb.DuckDBPyConnection, task: TaskRecord, places: Places) -> pa.Table:
-    return con.sql(
+def _route_rows(con: duckdb.DuckDBPyConnection, task: TaskRecord, places: Places) -> Iterator[pa.RecordBatch]:
+    """A part at a time, kinds as hashes: of millions of segments, text takes gigabytes and seconds."""
+    reader = con.sql(
         f"""
-        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes,
-               {KIND_SQL} AS kind
+        SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes, {_KIND_HASH} AS kind
         FROM (FROM idx.store.routes{videos_filter(places.videos)})
         WHERE task = ? AND version = ?
         """,
         params=[task.name, task.version],
-    ).to_arrow_table()
+    ).to_arrow_reader(PART_ROWS)
+    yield from _merged(reader)
+
+
+def _merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Neighbours put together until they have PART_ROWS: DuckDB hands out some thousand rows at a time."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(one) for one in waiting) >= PART_ROWS:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Compact:
+    """Rows of routes as numbers. `numbers` are the kinds that were found, as texts or hashes, in order;
+    `examples` a segment (video, number) of each."""
+
+    numbers: dict[Any, int] = field(default_factory=dict)
+    examples: list[tuple[str, int]] = field(default_factory=list)
+    columns: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
+
+    def number(self, part: pa.RecordBatch, places: NDArray[np.int64], keys: Sequence[Any]) -> list[int]:
+        """The number of each of `keys`, which the rows of `part` have by `places`."""
+        for at, key in enumerate(keys):
+            if key not in self.numbers:
+                row = int(np.argmax(places == at))
+                self.numbers[key] = len(self.numbers)
+                self.examples.append((part["video_id"][row].as_py(), part["segment"][row].as_py()))
+        return [self.numbers[key] for key in keys]
+
+    def candidates(self, kinds: Sequence[RouteKind]) -> Candidates:
+        empty = tuple(np.empty(0, dtype) for dtype in (np.int32, np.int32, float, float, np.int64))
+        owner, kind, fidelity, gflops, size = (
+            np.concatenate(column) for column in zip(empty, *self.columns, strict=True)
+        )
+        return Candidates(
+            kinds=tuple(kinds), owner=owner, kind=kind, fidelity=fidelity, gflops=gflops, bytes=size
+        )
+
+
+def _compact(parts: Iterable[pa.RecordBatch], places: Places) -> _Compact:
+    """Rows of routes, those of segments that are not at `places` left out."""
+    found = _Compact()
+    for part in parts:
+        owner = places.rows(part["video_id"], part["segment"].to_numpy())
+        kinds = part["kind"].dictionary_encode()
+        which = kinds.indices.to_numpy()
+        numbers = np.array(found.number(part, which, kinds.dictionary.to_pylist()), dtype=np.int32)
+        here = owner >= 0
+        found.columns.append(
+            (
+                owner[here].astype(np.int32),
+                numbers[which][here],
+                _floats(part["fidelity"], np.nan)[here],
+                _floats(part["gflops"], np.inf)[here],
+                part["bytes"].to_numpy()[here],
+            )
+        )
+    return found
+
+
+def _kinds_of(con: duckdb.DuckDBPyConnection, task: TaskRecord, found: _Compact) -> dict[int, str]:
+    """What the kinds that were found as hashes are, looked up at a segment of each."""
+    rows = con.execute(
+        f"""
+        SELECT DISTINCT {_KIND_HASH}, {KIND_SQL} FROM idx.store.routes
+        WHERE video_id IN (SELECT unnest(?::VARCHAR[])) AND segment IN (SELECT unnest(?::INTEGER[]))
+          AND task = ? AND version = ?
+        """,
+        [[v for v, _ in found.examples], [s for _, s in found.examples], task.name, task.version],
+    ).fetchall()
+    return dict(rows)
 
 
 def frame_candidates(
@@ -169,8 +241,8 @@ def read_kind(text: str) -> RouteKind:
     return RouteKind(route=route, stages=taps, cut=cut, scope=scope)  # type: ignore[arg-type]
 
 
-def _floats(column: pa.ChunkedArray, unknown: float) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = pc.fill_null(column, unknown).to_numpy()
+def _floats(column: pa.Array, unknown: float) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = pc.fill_null(column, unknown).to_numpy(zero_copy_only=False)
     return values
 
 

@@ -206,7 +206,7 @@ def _scan(
         scoped=scoped,
         chosen=Chosen(
             kinds=found.kinds,
-            kind=found.kind[rows],
+            kind=found.kind[rows].astype(np.int64),
             fidelity=found.fidelity[rows],
             gflops=found.gflops[rows],
         ),

@@ -13,11 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvpstore.query.candidates import Candidates, RouteKind, choose_rows
+from nvpstore.query import candidates as candidates_module
+from nvpstore.query.candidates import Candidates, RouteKind, choose_rows, task_candidates
 from nvpstore.query.index import load_whole
+from nvpstore.query.options import TableOptions
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Plan, build_plan
 from nvpstore.query.routes import Route
+from nvpstore.query.rows_at import read_rows
+from nvpstore.query.sample import scoped_segments
 from nvpstore.routing import choice
 from tests.query.archive_fixture import FixtureSnapshot, build_index
 
@@ -129,3 +133,24 @@ def test_segments_of_different_stages_get_the_routes_that_single_ones_get(
         assert (kind.route, kind.stages, kind.cut) == (route.route, route.stages, route.cut)
         fidelity = scan.chosen.fidelity[row]
         assert (None if math.isnan(fidelity) else fidelity) == route.fidelity
+
+
+@pytest.mark.parametrize("part_rows", [1, 7, 1 << 20])
+def test_many_segments_are_read_in_parts_and_few_at_once_with_the_same_choice(
+    odd: FixtureSnapshot, part_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "PART_ROWS", part_rows)
+    con = odd.connect()
+    for task in load_whole(con).tasks:
+        scoped = scoped_segments(con, None, TableOptions())
+        at_once = task_candidates(con, task, scoped, read_rows(con, task, scoped.places))
+        in_parts = task_candidates(con, task, scoped)
+        assert len(at_once) == len(in_parts) > 0
+        for found in (at_once, in_parts):
+            assert set(found.kind.tolist()) <= set(range(len(found.kinds)))
+        chosen = [
+            [(found.kinds[found.kind[row]], found.gflops[row], found.bytes[row]) if row >= 0 else None
+             for row in choose_rows(found, len(scoped)).tolist()]
+            for found in (at_once, in_parts)
+        ]  # fmt: skip
+        assert chosen[0] == chosen[1]

@@ -1,0 +1,370 @@
+"""python -m benchmarks.world OUT_FOLDER [--split train|test] [--clips 4] [--frames 600] [--seed 0]: labelled
+video.
+
+A moving world, rendered from a seed and written as real H.264 (320×240, 25 fps): photographs of packages as
+the ground and on the objects (other ones in `train` than in `test`), a camera that pans, zooms and turns, 1
+to 6 objects of 24 classes (a shape × a finish) that occlude each other, the first of which acts out one of
+ten scripts at a time, sensor noise, compression. Beside each clip lies its truth (JSON): for every frame the
+class of the first object, the box of every object, the script and a caption. Pairs of shape and script that
+captions have in `test` but never in `train` are marked as unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.footage import PHOTOGRAPHS
+
+Split = Literal["train", "test"]
+
+HEIGHT, WIDTH, FPS = 240, 320, 25
+FINISHES = ("striped", "checked", "dotted")
+ACTIONS = (
+    *("circles", "sways", "bounces", "spins", "grows"),
+    *("shrinks", "crosses", "shakes", "pulses", "rests"),
+)
+MOST_OBJECTS = 6
+TEXTURE = 96  # pixels of an object's own picture
+SCRIPT_FRAMES = (64, 128)  # a script's length
+SHOWN = 0.3  # of an object's area must be seen for its box to count
+NOISE = (3.0, 9.0)  # 8-bit levels, standard deviation
+CRF = "20"
+_GROUNDS: Mapping[Split, tuple[int, ...]] = {"train": (0, 2, 4, 6, 8, 10), "test": (1, 3, 5, 7, 9, 11)}
+
+
+# ---------------------------------------------------------------- what there is to see
+
+
+def _polar(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return (x * x + y * y).sqrt(), torch.atan2(y, x)
+
+
+def _polygon(x: Tensor, y: Tensor, corners: int) -> Tensor:
+    radius, angle = _polar(x, y)
+    part = 2 * math.pi / corners
+    return radius * torch.cos(torch.remainder(angle + part / 2, part) - part / 2)
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    radius, angle = _polar(x, y)
+    return radius / (0.72 + 0.28 * torch.cos(5 * angle))
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    x, y = 1.25 * x, -1.2 * y + 0.25
+    return 0.75 * (x * x + (y - x.abs().clamp_min(1e-6).sqrt() * 0.75) ** 2).sqrt()
+
+
+# How far out a point is, 1 on the rim: of x, y in −1 … 1.
+SHAPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "circle": lambda x, y: _polar(x, y)[0],
+    "square": lambda x, y: torch.maximum(x.abs(), y.abs()) * 1.2,
+    "triangle": lambda x, y: _polygon(x, y, 3) * 1.9,
+    "hexagon": lambda x, y: _polygon(x, y, 6) * 1.1,
+    "star": _star,
+    "cross": lambda x, y: torch.maximum(
+        torch.minimum(x.abs(), y.abs()) * 2.8, torch.maximum(x.abs(), y.abs()) * 1.1
+    ),
+    "ring": lambda x, y: 1 + (_polar(x, y)[0] - 0.7).abs() - 0.28,
+    "heart": _heart,
+}
+CLASSES = tuple(f"{finish} {shape}" for shape in SHAPES for finish in FINISHES)
+
+
+def _finish(kind: str, x: Tensor, y: Tensor) -> Tensor:
+    """Brightness of a surface, about 0.55 … 1.25."""
+    if kind == "striped":
+        return 0.9 + 0.35 * torch.sign(torch.sin(14 * x))
+    if kind == "checked":
+        return 0.9 + 0.35 * torch.sign(torch.sin(10 * x) * torch.sin(10 * y))
+    return 1.2 - 0.65 * ((torch.sin(11 * x) * torch.sin(11 * y)).abs() > 0.6).float()
+
+
+def surface(label: str, ground: Tensor, chance: random.Random) -> Tensor:
+    """An object's own picture [4, TEXTURE, TEXTURE]: RGB 0 … 255 and coverage 0 … 1."""
+    finish, shape = label.split(" ")
+    line = torch.linspace(-1, 1, TEXTURE)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    top, left = (chance.randrange(size - TEXTURE) for size in ground.shape[1:])
+    photo = ground[:, top : top + TEXTURE, left : left + TEXTURE]
+    tint = torch.tensor([chance.uniform(0.6, 1.4) for _ in range(3)])[:, None, None]
+    turn = chance.uniform(-0.5, 0.5)
+    across, down = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
+    lit = (0.55 * photo + 0.45 * photo.mean((1, 2), keepdim=True)) * tint * _finish(finish, across, down)
+    covered = ((1 - SHAPES[shape](x * 1.08, y * 1.08)) * TEXTURE / 4 + 0.5).clamp(0, 1)
+    return torch.cat([lit.clamp(0, 255), covered[None]])
+
+
+# ---------------------------------------------------------------- how it moves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pose:
+    """Where an object is: centre and half its side in pixels, angle in radians."""
+
+    x: float
+    y: float
+    half: float
+    angle: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """One action of the first object: `frames` of it from `start` on, around a place."""
+
+    action: str
+    start: int
+    frames: int
+    x: float
+    y: float
+    half: float
+    tempo: float
+
+    def pose(self, frame: int) -> Pose:
+        """At `frame`, which is within the script."""
+        done = (frame - self.start) / self.frames
+        beat = 2 * math.pi * self.tempo * (frame - self.start) / FPS
+        x, y, half, angle = self.x, self.y, self.half, 0.0
+        if self.action == "circles":
+            x, y = x + 45 * math.cos(beat), y + 40 * math.sin(beat)
+        elif self.action == "sways":
+            x, angle = x + 60 * math.sin(beat), 0.25 * math.cos(beat)
+        elif self.action == "bounces":
+            y = y + 35 - 80 * abs(math.sin(beat / 2))
+        elif self.action == "spins":
+            angle = 1.6 * beat
+        elif self.action in ("grows", "shrinks"):
+            half *= 0.6 + 0.8 * (done if self.action == "grows" else 1 - done)
+        elif self.action == "crosses":
+            x = 40 + (WIDTH - 80) * (done if self.tempo > 0.55 else 1 - done)
+        elif self.action == "shakes":
+            x, y = x + 5 * math.sin(6 * beat), y + 5 * math.cos(7.3 * beat)
+        elif self.action == "pulses":
+            half *= 1 + 0.3 * math.sin(1.5 * beat)
+        return Pose(x=x, y=y, half=half, angle=angle)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How the other objects move: slow waves around a place."""
+
+    x: float
+    y: float
+    half: float
+    waves: tuple[float, float, float]
+
+    def pose(self, frame: int) -> Pose:
+        """At any frame."""
+        a, b, c = (math.sin(wave * frame / FPS + i) for i, wave in enumerate(self.waves))
+        return Pose(x=self.x + 50 * a, y=self.y + 35 * b, half=self.half * (1 + 0.15 * c), angle=0.6 * c)
+
+
+def unseen(label: str, action: str) -> bool:
+    """Whether a pair of shape and script is kept for `test`: every fifth one."""
+    return (list(SHAPES).index(label.split(" ")[1]) + 2 * ACTIONS.index(action)) % 5 == 0
+
+
+def write_scripts(label: str, frames: int, split: Split, chance: random.Random) -> list[Script]:
+    """Scripts that follow one another over `frames`; pairs kept for `test` do not occur in `train`."""
+    allowed = [action for action in ACTIONS if split == "test" or not unseen(label, action)]
+    scripts: list[Script] = []
+    start = 0
+    while start < frames:
+        length = min(chance.randint(*SCRIPT_FRAMES), frames - start)
+        scripts.append(
+            Script(
+                action=chance.choice(allowed),
+                start=start,
+                frames=length,
+                x=chance.uniform(100, WIDTH - 100),
+                y=chance.uniform(85, HEIGHT - 85),
+                half=chance.uniform(30, 52),
+                tempo=chance.uniform(0.35, 0.8),
+            )
+        )
+        start += length
+    return scripts
+
+
+# ---------------------------------------------------------------- truth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameTruth:
+    """`boxes` are (class, x0, y0, x1, y1) in pixels, of every object that is seen enough."""
+
+    label: str
+    action: str
+    caption: str
+    unseen: bool
+    boxes: tuple[tuple[str, float, float, float, float], ...]
+
+
+def read_truth(path: Path) -> list[FrameTruth]:
+    """What `write_clip` wrote, by frame."""
+    return [
+        FrameTruth(**{**row, "boxes": tuple(tuple(box) for box in row["boxes"])})
+        for row in json.loads(path.read_text())
+    ]
+
+
+# ---------------------------------------------------------------- rendering
+
+
+class World:
+    """One clip: everything in it is decided when it is made; frames are rendered one by one."""
+
+    def __init__(self, *, seed: int, split: Split, frames: int) -> None:
+        chance = random.Random(f"{split} {seed}")
+        self.frames, self.noise = frames, chance.uniform(*NOISE)
+        self.generator = torch.Generator().manual_seed(chance.randrange(2**31))
+        tiles = [PHOTOGRAPHS[i].tile() for i in chance.sample(_GROUNDS[split], 4)]
+        self.ground = torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+        self.camera = [chance.uniform(0.05, 0.4) for _ in range(4)]
+        self.labels = [chance.choice(CLASSES) for _ in range(chance.randint(1, MOST_OBJECTS))]
+        photos = [PHOTOGRAPHS[chance.choice(_GROUNDS[split])].tile() for _ in self.labels]
+        self.surfaces = [surface(*pair, chance) for pair in zip(self.labels, photos, strict=True)]
+        self.scripts = write_scripts(self.labels[0], frames, split, chance)
+        self.drifts = [
+            Drift(
+                x=chance.uniform(60, WIDTH - 60),
+                y=chance.uniform(50, HEIGHT - 50),
+                half=chance.uniform(18, 40),
+                waves=(chance.uniform(0.2, 1), chance.uniform(0.2, 1), chance.uniform(0.2, 1)),
+            )
+            for _ in self.labels[1:]
+        ]
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], FrameTruth]]:
+        """(RGB uint8 [HEIGHT, WIDTH, 3], truth) of every frame, in order."""
+        for frame in range(self.frames):
+            script = next(s for s in self.scripts if frame < s.start + s.frames)
+            poses = [script.pose(frame), *(drift.pose(frame) for drift in self.drifts)]
+            picture, seen = self._picture(frame, poses)
+            yield picture, self._truth(script, poses, seen)
+
+    def _picture(self, frame: int, poses: Sequence[Pose]) -> tuple[NDArray[np.uint8], list[float]]:
+        picture = self._backdrop(frame)
+        left = [torch.zeros(0)] * len(poses)
+        # The first object in front: its script must be seen. The others behind it, in order.
+        for i in reversed(range(len(poses))):
+            placed = place(self.surfaces[i], poses[i])
+            covered = placed[3]
+            picture = picture * (1 - covered) + placed[:3] * covered
+            left = [part * (1 - covered) if len(part) else part for part in left]
+            left[i] = covered
+        areas = [math.pi * pose.half**2 * 0.6 for pose in poses]
+        seen = [float(part.sum()) / area for part, area in zip(left, areas, strict=True)]
+        flicker = 1 + 0.02 * math.sin(frame * 0.9)
+        noise = torch.randn(3, HEIGHT, WIDTH, generator=self.generator) * self.noise
+        shown = (picture * flicker + noise).round().clamp(0, 255).byte()
+        return shown.permute(1, 2, 0).contiguous().numpy(), seen
+
+    def _backdrop(self, frame: int) -> Tensor:
+        """What the camera sees of the ground, [3, HEIGHT, WIDTH]."""
+        a, b, c, d = (math.sin(speed * frame / FPS + i) for i, speed in enumerate(self.camera))
+        zoom, turn = 0.5 + 0.12 * c, 0.2 * d
+        matrix = torch.tensor(
+            [
+                [zoom * math.cos(turn), -zoom * math.sin(turn), 0.3 * a],
+                [zoom * math.sin(turn), zoom * math.cos(turn), 0.3 * b],
+            ]
+        )
+        grid = F.affine_grid(matrix[None], [1, 3, HEIGHT, WIDTH], align_corners=False)
+        return F.grid_sample(self.ground[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+    def _truth(self, script: Script, poses: Sequence[Pose], seen: Sequence[float]) -> FrameTruth:
+        boxes = [
+            (label, *box(pose))
+            for label, pose, share in zip(self.labels, poses, seen, strict=True)
+            if share >= SHOWN
+        ]
+        return FrameTruth(
+            label=self.labels[0],
+            action=script.action,
+            caption=caption(self.labels, script.action),
+            unseen=unseen(self.labels[0], script.action),
+            boxes=tuple(boxes),
+        )
+
+
+def caption(labels: Sequence[str], action: str) -> str:
+    """What a person would say: the first object and what it does, and how many there are beside it."""
+    words = ("", " beside another shape", " beside two others", " among several others")
+    return f"a {labels[0]} {action}{words[min(len(labels) - 1, 3)]}"
+
+
+def place(surface_chw: Tensor, pose: Pose) -> Tensor:
+    """An object's own picture on the frame, [4, HEIGHT, WIDTH]; nothing where it is not."""
+    cos, sin = math.cos(pose.angle) / pose.half, math.sin(pose.angle) / pose.half
+    # From the frame's −1 … 1 to the object's: pixels from the centre, turned back, over its half side.
+    half_w, half_h = WIDTH / 2, HEIGHT / 2
+    dx, dy = half_w - pose.x, half_h - pose.y
+    matrix = torch.tensor(
+        [
+            [cos * half_w, sin * half_h, cos * dx + sin * dy],
+            [-sin * half_w, cos * half_h, -sin * dx + cos * dy],
+        ]
+    )
+    grid = F.affine_grid(matrix[None], [1, 4, HEIGHT, WIDTH], align_corners=False)
+    return F.grid_sample(surface_chw[None], grid, align_corners=False)[0]
+
+
+def box(pose: Pose) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of an object, within the picture."""
+    reach = pose.half * 0.93
+    return (
+        round(max(0.0, pose.x - reach), 1),
+        round(max(0.0, pose.y - reach), 1),
+        round(min(float(WIDTH), pose.x + reach), 1),
+        round(min(float(HEIGHT), pose.y + reach), 1),
+    )
+
+
+def write_clip(out: Path, *, seed: int, split: Split, frames: int) -> list[FrameTruth]:
+    """`out` (an .mp4) and its truth beside it, `out` with the suffix .json."""
+    truth = []
+    with av.open(str(out), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": CRF, "preset": "medium"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for i, (rgb, told) in enumerate(World(seed=seed, split=split, frames=frames)):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+            truth.append(told)
+        container.mux(stream.encode())
+    out.with_suffix(".json").write_text(json.dumps([asdict(told) for told in truth]))
+    return truth
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.world", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for number in range(args.seed, args.seed + args.clips):
+        name = args.out / f"{args.split}-{number:03}.mp4"
+        write_clip(name, seed=number, split=args.split, frames=args.frames)
+
+
+if __name__ == "__main__":
+    main()
