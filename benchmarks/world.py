@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks.footage import PHOTOGRAPHS
 
 Split = Literal["train", "test"]
+Box = tuple[str, float, float, float, float]  # class, x0, y0, x1, y1
 
 HEIGHT, WIDTH, FPS = 240, 320, 25
 FINISHES = ("striped", "checked", "dotted")
@@ -41,7 +42,8 @@ ACTIONS = (
 MOST_OBJECTS = 6
 TEXTURE = 96  # pixels of an object's own picture
 SCRIPT_FRAMES = (64, 128)  # a script's length
-SHOWN = 0.3  # of an object's area must be seen for its box to count
+SHOWN = 0.3  # of an object must be seen for its box to count
+FILLED = 1.6  # pixels that an object covers for each of its half side's square, about
 NOISE = (3.0, 9.0)  # 8-bit levels, standard deviation
 CRF = "20"
 _GROUNDS: Mapping[Split, tuple[int, ...]] = {"train": (0, 2, 4, 6, 8, 10), "test": (1, 3, 5, 7, 9, 11)}
@@ -212,7 +214,7 @@ class FrameTruth:
     action: str
     caption: str
     unseen: bool
-    boxes: tuple[tuple[str, float, float, float, float], ...]
+    boxes: tuple[Box, ...]
 
 
 def read_truth(path: Path) -> list[FrameTruth]:
@@ -255,25 +257,25 @@ class World:
         for frame in range(self.frames):
             script = next(s for s in self.scripts if frame < s.start + s.frames)
             poses = [script.pose(frame), *(drift.pose(frame) for drift in self.drifts)]
-            picture, seen = self._picture(frame, poses)
-            yield picture, self._truth(script, poses, seen)
+            picture, boxes = self._picture(frame, poses)
+            yield picture, self._truth(script, boxes)
 
-    def _picture(self, frame: int, poses: Sequence[Pose]) -> tuple[NDArray[np.uint8], list[float]]:
-        picture = self._backdrop(frame)
-        left = [torch.zeros(0)] * len(poses)
-        # The first object in front: its script must be seen. The others behind it, in order.
-        for i in reversed(range(len(poses))):
-            placed = place(self.surfaces[i], poses[i])
-            covered = placed[3]
-            picture = picture * (1 - covered) + placed[:3] * covered
-            left = [part * (1 - covered) if len(part) else part for part in left]
-            left[i] = covered
-        areas = [math.pi * pose.half**2 * 0.6 for pose in poses]
-        seen = [float(part.sum()) / area for part, area in zip(left, areas, strict=True)]
+    def _picture(self, frame: int, poses: Sequence[Pose]) -> tuple[NDArray[np.uint8], list[Box]]:
+        """The frame, and a box a object that is seen enough."""
+        picture, boxes = self._backdrop(frame), []
+        free = torch.ones(HEIGHT, WIDTH)  # where nothing in front hides what is behind
+        placed = [place(own, pose) for own, pose in zip(self.surfaces, poses, strict=True)]
+        # The first object is in front: its script must be seen.
+        for label, pose, coverage in zip(self.labels, poses, [p[3] for p in placed], strict=True):
+            if float((coverage * free).sum()) >= SHOWN * FILLED * pose.half**2:
+                boxes.append((label, *extent(coverage)))
+            free = free * (1 - coverage)
+        for own in reversed(placed):
+            picture = picture * (1 - own[3]) + own[:3] * own[3]
         flicker = 1 + 0.02 * math.sin(frame * 0.9)
         noise = torch.randn(3, HEIGHT, WIDTH, generator=self.generator) * self.noise
         shown = (picture * flicker + noise).round().clamp(0, 255).byte()
-        return shown.permute(1, 2, 0).contiguous().numpy(), seen
+        return shown.permute(1, 2, 0).contiguous().numpy(), boxes
 
     def _backdrop(self, frame: int) -> Tensor:
         """What the camera sees of the ground, [3, HEIGHT, WIDTH]."""
@@ -288,12 +290,7 @@ class World:
         grid = F.affine_grid(matrix[None], [1, 3, HEIGHT, WIDTH], align_corners=False)
         return F.grid_sample(self.ground[None], grid, padding_mode="reflection", align_corners=False)[0]
 
-    def _truth(self, script: Script, poses: Sequence[Pose], seen: Sequence[float]) -> FrameTruth:
-        boxes = [
-            (label, *box(pose))
-            for label, pose, share in zip(self.labels, poses, seen, strict=True)
-            if share >= SHOWN
-        ]
+    def _truth(self, script: Script, boxes: Sequence[Box]) -> FrameTruth:
         return FrameTruth(
             label=self.labels[0],
             action=script.action,
@@ -325,15 +322,10 @@ def place(surface_chw: Tensor, pose: Pose) -> Tensor:
     return F.grid_sample(surface_chw[None], grid, align_corners=False)[0]
 
 
-def box(pose: Pose) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 of an object, within the picture."""
-    reach = pose.half * 0.93
-    return (
-        round(max(0.0, pose.x - reach), 1),
-        round(max(0.0, pose.y - reach), 1),
-        round(min(float(WIDTH), pose.x + reach), 1),
-        round(min(float(HEIGHT), pose.y + reach), 1),
-    )
+def extent(coverage: Tensor) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 in pixels of what is covered [HEIGHT, WIDTH], by objects in front too."""
+    rows, columns = ((coverage > 0.5).any(dim).nonzero().squeeze(1) for dim in (1, 0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def write_clip(out: Path, *, seed: int, split: Split, frames: int) -> list[FrameTruth]:
