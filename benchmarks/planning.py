@@ -195,7 +195,7 @@ def run_size(folder: Path, segments: int, repeats: int) -> dict[str, Any]:
     }
     for name, sql in QUERIES.items():
         command = [sys.executable, "-m", "benchmarks.planning", "--measure", str(path), sql, str(repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         result["queries"][name] = {"sql": sql, **json.loads(done.stdout)}
     result["load_average"] = os.getloadavg()[0]  # two cores: above 2 others were waiting too
     path.unlink()
@@ -216,8 +216,11 @@ def main() -> None:
     from benchmarks.machine import write_result  # imports torch, which planning must not
 
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [run_size(Path(folder), size, arguments.repeats) for size in arguments.segments]
-    write_result(arguments.output, {"threads": THREADS, "duckdb_memory": MEMORY, "sizes": sizes})
+        sizes = []
+        for size in arguments.segments:
+            sizes.append(run_size(Path(folder), size, arguments.repeats))
+            # Each size is written when it is done: a larger one may not fit.
+            write_result(arguments.output, {"threads": THREADS, "duckdb_memory": MEMORY, "sizes": sizes})
 
 
 if __name__ == "__main__":
