@@ -20,7 +20,7 @@ from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segm
 from nvpstore.catalog.tables import TABLES
 from nvpstore.errors import StoreError, TaskError, UsageError
 from nvpstore.storage.commit import Base
-from nvpstore.storage.keys import SOURCES_PREFIX
+from nvpstore.storage.keys import SOURCES_PREFIX, task_weights_key
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
@@ -30,6 +30,7 @@ from nvpstore.types import (
     TaskRecord,
     VideoMeta,
     VideoState,
+    WeightsPlace,
 )
 
 # What DuckDB raises for a damaged file, beside errors that say "corrupt".
@@ -259,6 +260,21 @@ class Snapshot:
         """Whether exactly this version is registered."""
         found = "SELECT 1 FROM idx.store.tasks WHERE name = $name AND version = $version"
         return bool(self._rows(found, {"name": name, "version": version}))
+
+    def weights_of(self, task: TaskRecord) -> WeightsPlace:
+        """Where the weights of a registered task version are."""
+        found = self._rows(
+            "SELECT weights FROM idx.store.task_versions WHERE name = $name AND version = $version",
+            {"name": task.name, "version": task.version},
+        )
+        place: WeightsPlace = found[0]["weights"]
+        return place
+
+    def stored_weights(self, task: TaskRecord) -> StoredObject | None:
+        """The weights that the archive keeps with a task version; None where it keeps none."""
+        key = task_weights_key(task.name, task.version)
+        found = self._rows("FROM idx.store.objects WHERE owner = '' AND key = $key", {"key": key})
+        return stored_object(found[0]) if found else None
 
     def tasks(self) -> tuple[TaskRecord, ...]:
         """The newest version of every task, by name."""

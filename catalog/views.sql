@@ -19,8 +19,18 @@ CREATE VIEW segments AS
 SELECT video_id, segment, scene, start_frame, frames, start_ts, end_ts, psnr, stored_bytes, codec
 FROM store.segments;
 
+CREATE VIEW store.task_versions AS
+SELECT t.*,
+       -- Where the backbone's weights are: in the archive, nowhere but in a seed, or in a package.
+       CASE WHEN EXISTS (FROM store.objects o
+                         WHERE o.owner = '' AND o.key = concat('tasks/', t.name, '/', t.version, '.safetensors'))
+            THEN 'archive'
+            WHEN json_extract_string(t.spec, '$.weights_sha256') = '' THEN 'random'
+            ELSE 'package' END AS weights
+FROM store.tasks t;
+
 CREATE VIEW tasks AS
-SELECT name, version, kind, cuts, labels FROM store.tasks
+SELECT name, version, kind, cuts, labels, weights FROM store.task_versions
 QUALIFY row_number() OVER (PARTITION BY name ORDER BY log_number DESC, version) = 1;
 
 CREATE VIEW routes AS

@@ -31,7 +31,8 @@ _MANY_OBJECTS = 10_000  # from here on a base has large blocks, which are read f
 # Objects whose content is indexed.
 _IN_FORCE = (
     "SELECT key, log_number FROM store.objects WHERE replaced_at IS NULL AND "
-    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|tasks/|views/|results/)')"
+    r"regexp_matches(key, '^(videos/[^/]+/([^/]+/manifest\.parquet|routes/|meta/)|"
+    r"tasks/.*\.json$|views/|results/)')"
 )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 VideoState = Literal["added", "ready", "below_target"]
 RouteName = Literal["adapter", "pixel", "source"]
 RouteScope = Literal["segment", "video", "archive"]
+WeightsPlace = Literal["package", "archive", "random"]
 TaskKind = Literal["classification", "embedding", "detection", "segmentation", "depth", "action", "caption"]
 
 RGB_STAGE = "rgb"  # the name of the last stage; the others are "0" (stem), "1", … "n"

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,8 @@ import numpy as np
 from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
 from nvpstore.codec.fit import FitProgress
 from nvpstore.errors import CommitDropped, SourceError
-from nvpstore.ingest.routes import with_bytes
+from nvpstore.ingest.layout import laid_out, with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
-from nvpstore.routing.choice import choose
 from nvpstore.storage import keys
 from nvpstore.storage.commit import Base, PreparedVideo, commit_video
 from nvpstore.storage.contract import describe
@@ -30,9 +29,7 @@ from nvpstore.storage.log import Log
 from nvpstore.storage.tables import (
     SEGMENTS_PER_FILE,
     encode_latents,
-    encode_routes,
     encode_weights,
-    route_ranges,
 )
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import (
@@ -197,6 +194,7 @@ class Ingest:
             build_architecture(source.info.height, source.info.width, span.frames, self.preset),
             self.preset,
             self.tasks,
+            size=(source.info.height, source.info.width),
             device=self.request.device,
             seed=SEED,
             checkpoint=work / f"segment-{span.segment}.pt",
@@ -264,13 +262,13 @@ class Ingest:
 
     def _routes(self, video: VideoRecord, routes: Sequence[list[RouteRecord]]) -> tuple[TaskRoutes, ...]:
         return tuple(
-            _with_adapter_bytes(
+            laid_out(
                 TaskRoutes(
                     video_id=video.video_id,
                     task=task.spec.name,
                     version=task.spec.version,
                     attempt=video.attempt,
-                    routes=_in_reading_order(own),
+                    routes=tuple(own),
                 )
             )
             for task, own in zip(self.tasks, routes, strict=True)
@@ -317,25 +315,6 @@ def _written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
-
-
-def _in_reading_order(routes: Sequence[RouteRecord]) -> tuple[RouteRecord, ...]:
-    """Each segment's default choice first: a query over many segments then reads one range of adapters."""
-    by_segment: dict[int, list[RouteRecord]] = {}
-    for route in routes:
-        by_segment.setdefault(route.segment, []).append(route)
-    defaults = [choose(own) for own in by_segment.values()]
-    # An adapter is stored once where a route that names it is first listed; routes without one take no room.
-    return (*(r for r in defaults if r), *(r for r in routes if not any(r is d for d in defaults)))
-
-
-def _with_adapter_bytes(routes: TaskRoutes) -> TaskRoutes:
-    """The routes, in which each one's `bytes` count its own row group too."""
-    # Sizes are known once it is encoded, and do not depend on the figures: so it is encoded twice.
-    ranges = route_ranges("routes", encode_routes("routes", routes).data)
-    pairs = zip(routes.routes, ranges, strict=True)
-    counted = (replace(r, bytes=r.bytes + (part.size_bytes if part else 0)) for r, part in pairs)
-    return replace(routes, routes=tuple(counted))
 
 
 def _groups(spans: Sequence[SegmentSpan]) -> Iterator[Sequence[SegmentSpan]]:

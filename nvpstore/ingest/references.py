@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,28 +60,30 @@ class References:
 class ReferenceBuilder:
     """Collects references batch by batch: a segment's pictures need not be in memory together."""
 
-    def __init__(self, task: LoadedTask, plan: UnitPlan, *, seed: int) -> None:
-        self.task, self.plan, self.seed = task, plan, seed
+    def __init__(self, task: LoadedTask, plan: UnitPlan, *, size: tuple[int, int], seed: int) -> None:
+        """`size` is the source's (height, width), whatever that of the pictures."""
+        self.task, self.plan, self.size, self.seed = task, plan, size, seed
         self.cuts = [cut.name for cut in worthwhile_cuts(task.backbone)]
         self._gathering = Gathering(plan)
         self._order: list[Tensor] = []
         self._parts: list[tuple[Tensor, Tensor, dict[str, Samples]]] = []
-        self._size = (0, 0)
 
-    def add(self, rgb_tchw: Tensor) -> None:
-        """The segment's next source frames, uint8 [t, 3, h, w]."""
-        self._size = (rgb_tchw.shape[2], rgb_tchw.shape[3])
-        for units, pictures in self._gathering.add(rgb_tchw):
+    def add(self, positions: Sequence[int], rgb_tchw: Tensor) -> None:
+        """The pictures [t, 3, h, w] (0 … 255) at the segment's next `positions` (see `Gathering.add`)."""
+        for units, pictures in self._gathering.add(positions, rgb_tchw):
             self._ask(units, pictures)
 
     @torch.inference_mode()
     def _ask(self, units: Tensor, pictures: Tensor) -> None:
         seen = self.plan.seen[units]
-        x = self.task.spec.prepare(pictures.to(self.task.backbone.device))
+        x = self.task.spec.prepare(pictures.to(self.task.backbone.device), size=self.size)
         features, output = self.task.backbone.features(x, self.cuts)
         of_seen = {cut: tuple(f[seen] for f in tensors) for cut, tensors in features.items()}
         self._order.append(units)
-        self._parts.append((output, x[seen], cut_samples(of_seen, seed=self.seed)))
+        samples = cut_samples(of_seen, seed=self.seed)
+        # Ranking is a few small products: not worth a device.
+        on_cpu = {cut: tuple(s.float().cpu() for s in own) for cut, own in samples.items()}
+        self._parts.append((output, x[seen], on_cpu))
 
     def build(self) -> References:
         """Of all units of the plan, whose pictures have all been added."""
@@ -96,5 +99,5 @@ class ReferenceBuilder:
                 cut: tuple(torch.cat(parts).clone() for parts in zip(*(s[cut] for s in samples), strict=True))
                 for cut in self.cuts
             },
-            size=self._size,
+            size=self.size,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from nvpstore.adapters.micro import FeatureScale, MicroAdapter
 from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.codec.artifact import content_rgb, decode_taps
-from nvpstore.codec.build import Architecture, Preset, stage_gflops
+from nvpstore.codec.build import Architecture, stage_gflops
 from nvpstore.codec.fit import JointTerm
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest.originals import source_route
@@ -24,7 +25,7 @@ from nvpstore.routing.cka import RidgeFit
 from nvpstore.routing.select import Candidate, Units, rank_pairs, ridge_for, spread_top
 from nvpstore.tasks.heads import CONFIDENT
 from nvpstore.tasks.registry import LoadedTask
-from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord, StoredTensor
+from nvpstore.types import RGB_STAGE, RouteRecord, StoredTensor
 
 DECODE_BATCH = 16  # pictures decoded at a time
 RANK_UNITS = 64  # units that CKA and ridge are computed on, spread over those that tasks may see
@@ -37,6 +38,20 @@ class Agreement:
     over_all: float | None
     over_confident: float | None
     confident_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSettings:
+    """How many stage × cut pairs get an adapter, each trained for `epochs` and for at least `least_steps`."""
+
+    adapters: int = 3
+    epochs: int = 8
+    least_steps: int = 0
+
+    def training(self, units: int) -> AdapterTraining:
+        """Of an adapter that learns from so many units."""
+        steps = math.ceil(units / AdapterTraining().batch_frames)
+        return AdapterTraining(epochs=max(self.epochs, math.ceil(self.least_steps / steps)))
 
 
 class TaskTerms:
@@ -155,7 +170,8 @@ def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> di
 class SegmentRoutes:
     """All routes of one task on one stored segment. `decoder` and `latents` are what is stored, dequantised.
 
-    `bytes` of the routes stay 0 until the segment's row groups are laid out (`with_bytes`).
+    Adapters are trained and measured where the task's backbone is. `bytes` of the routes stay 0 until they
+    are laid out (ingest.layout).
     """
 
     def __init__(
@@ -166,11 +182,12 @@ class SegmentRoutes:
         *,
         segment: int,
         arch: Architecture,
-        preset: Preset,
+        settings: RouteSettings,
         seed: int,
     ) -> None:
         self.decoder, self.latents, self.refs = decoder, latents, refs
-        self.segment, self.arch, self.preset, self.seed = segment, arch, preset, seed
+        self.segment, self.arch, self.settings, self.seed = segment, arch, settings, seed
+        self.device = refs.task.backbone.device
         self.decode_gflops = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
 
     def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
@@ -182,11 +199,11 @@ class SegmentRoutes:
             return ()
         pairs = Pairs(self.decoder, self.latents, self.refs, self.arch, seed=self.seed)
         ranked = pairs.ranked()
-        chosen = list(spread_top(ranked, self.preset.adapter_routes))
+        chosen = list(spread_top(ranked, self.settings.adapters))
         if joint is not None:
             wanted = json.loads(joint.choice)
             pair = next(c for c in ranked if c.cut == wanted["cut"] and list(c.stages) == wanted["stages"])
-            chosen = [pair, *(c for c in chosen if c != pair)][: self.preset.adapter_routes]
+            chosen = [pair, *(c for c in chosen if c != pair)][: self.settings.adapters]
         records = []
         for candidate in chosen:
             start = pairs.from_ridge(candidate)
@@ -200,13 +217,13 @@ class SegmentRoutes:
         refs = self.refs
         taps = collect_taps(self.decoder, self.latents[refs.positions], candidate.stages)
         trained = train_adapter(
-            start,
-            start.inputs(taps),
+            start.to(self.device),
+            [x.to(self.device) for x in start.inputs(taps)],
             targets=refs.targets(candidate.cut),
             reference=refs.output[refs.seen],
             tail=refs.task.backbone.tail(candidate.cut),
             output_loss=refs.task.head.loss,
-            settings=AdapterTraining(epochs=self.preset.adapter_epochs),
+            settings=self.settings.training(int(refs.seen.sum())),
             seed=self.seed,
         )
         tensors = store_adapter(trained)
@@ -231,10 +248,10 @@ class SegmentRoutes:
     def _adapter_agreement(self, tensors: Sequence[StoredTensor], candidate: Candidate) -> Agreement:
         backbone, frames = self.refs.task.backbone, self.refs.units.frames
         shapes = backbone.cut(candidate.cut).shapes
-        adapter = load_adapter(tensors, candidate.stages, shapes, frames=frames)
+        adapter = load_adapter(tensors, candidate.stages, shapes, frames=frames).to(self.device)
         tail = backbone.tail(candidate.cut)
         outputs = [
-            tail(*adapter({s: x.float().cpu() for s, x in taps.items()}))
+            tail(*adapter({s: x.float().to(self.device) for s, x in taps.items()}))
             for taps in self._unseen_taps(candidate.stages)
         ]
         return agreement_on(self.refs, outputs)
@@ -242,7 +259,7 @@ class SegmentRoutes:
     def _unseen_taps(self, stages: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Batches of whole units; nothing at all for none: backbones need not take a batch of none."""
         frames = self.refs.frames[self.refs.unseen]
-        for part in frames.split(max(1, DECODE_BATCH // frames.shape[1])):
+        for part in frames.split(max(1, DECODE_BATCH // frames.shape[1])) if len(frames) else ():
             parts = list(decode_taps(self.decoder, self.latents[part.flatten()], stages))
             yield {stage: torch.cat([taps[stage] for taps in parts]) for stage in stages}
 
@@ -251,7 +268,9 @@ class SegmentRoutes:
         task = self.refs.task
         outputs = [
             task.backbone.whole(
-                task.spec.prepare(content_rgb(taps[RGB_STAGE], self.arch), size=self.refs.size)
+                task.spec.prepare(
+                    content_rgb(taps[RGB_STAGE], self.arch).to(self.device), size=self.refs.size
+                )
             )
             for taps in self._unseen_taps((RGB_STAGE,))
         ]
@@ -278,18 +297,6 @@ class SegmentRoutes:
             gflops=self.refs.task.backbone.whole_gflops(),
             confident_frames=int(confident.sum()),
         )
-
-
-def with_bytes(route: RouteRecord, record: SegmentRecord, *, source_bytes: int) -> RouteRecord:
-    """The route with what a cold read of the segment fetches for it.
-
-    Its own row group is not counted yet: its size is known once all routes are encoded.
-    """
-    if route.route == "source":
-        return replace(route, bytes=source_bytes)
-    assert record.latents is not None, "only fitted segments are decoded"
-    size = record.prefix(route.stages[-1]).size_bytes + record.latents.size_bytes
-    return replace(route, bytes=size)
 
 
 def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:

@@ -27,7 +27,7 @@ from nvpstore.codec.build import Architecture, Preset
 from nvpstore.codec.fit import FitProgress, FittedSegment, SegmentFit
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest.references import ReferenceBuilder, References
-from nvpstore.ingest.routes import SegmentRoutes, TaskTerms
+from nvpstore.ingest.routes import RouteSettings, SegmentRoutes, TaskTerms
 from nvpstore.ingest.units import units_at_ingest
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, FrameBatch, RouteRecord, SegmentSpan, StoredLatents, StoredStage
@@ -73,13 +73,17 @@ def finish_segment(
     preset: Preset,
     tasks: Sequence[LoadedTask],
     *,
+    size: tuple[int, int],
     device: str,
     seed: int,
     checkpoint: Path,
     progress: Callable[[FitProgress], None],
 ) -> FinishedSegment:
-    """Fit and measure the frames that `read` yields (it is called twice: frames are not kept)."""
-    frames, pts, references = _gather(read, span, arch, tasks, seed=seed)
+    """Fit and measure the frames that `read` yields (it is called twice: frames are not kept).
+
+    `size` is their (height, width).
+    """
+    frames, pts, references = _gather(read, span, arch, tasks, size=size, seed=seed)
     # A segment of one frame may have none to teach with, and a fit sees frames one by one, not clips.
     teaching = [refs for refs in references if refs.task.spec.clip is None and refs.can_teach]
     terms = TaskTerms(teaching, arch, device=device, seed=seed) if teaching else None
@@ -111,18 +115,27 @@ def rgb_tensor(batch: FrameBatch) -> Tensor:
 
 
 def _gather(
-    read: ReadSegment, span: SegmentSpan, arch: Architecture, tasks: Sequence[LoadedTask], *, seed: int
+    read: ReadSegment,
+    span: SegmentSpan,
+    arch: Architecture,
+    tasks: Sequence[LoadedTask],
+    *,
+    size: tuple[int, int],
+    seed: int,
 ) -> tuple[Tensor, NDArray[np.int64], tuple[References, ...]]:
     """(frames at coded size float16 [t, 3, H, W], pts [t], references by task), in one pass."""
     plans = [units_at_ingest(task.spec, start_frame=span.start_frame, frames=span.frames) for task in tasks]
-    builders = [ReferenceBuilder(task, plan, seed=seed) for task, plan in zip(tasks, plans, strict=True)]
+    builders = [
+        ReferenceBuilder(task, plan, size=size, seed=seed) for task, plan in zip(tasks, plans, strict=True)
+    ]
     coded, pts = [], []
     for batch in read():
         rgb = rgb_tensor(batch)
         coded.append(coded_frames(rgb, arch).half())
         pts.append(batch.pts)
         for builder in builders:
-            builder.add(rgb)
+            first = batch.first_frame - span.start_frame
+            builder.add(range(first, first + len(batch)), rgb)
     return torch.cat(coded), np.concatenate(pts), tuple(builder.build() for builder in builders)
 
 
@@ -163,9 +176,10 @@ def _routes(
     seed: int,
 ) -> tuple[tuple[RouteRecord, ...], ...]:
     joint = {term.version: term for term in fitted.terms if isinstance(term, AdapterTerm)}
+    settings = RouteSettings(adapters=preset.adapter_routes, epochs=preset.adapter_epochs)
     return tuple(
-        SegmentRoutes(decoder, latents, refs, segment=segment, arch=arch, preset=preset, seed=seed).measure(
-            joint.get(refs.task.spec.version)
-        )
+        SegmentRoutes(
+            decoder, latents, refs, segment=segment, arch=arch, settings=settings, seed=seed
+        ).measure(joint.get(refs.task.spec.version))
         for refs in references
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,21 @@ class UnitPlan:
         if self.frames.ndim != 2 or self.seen.shape != self.frames.shape[:1]:
             raise ValueError(f"frames {tuple(self.frames.shape)} and seen {tuple(self.seen.shape)}")
 
+    @property
+    def pictures(self) -> tuple[int, ...]:
+        """Positions of all pictures that some unit needs, ascending."""
+        return tuple(self.frames.unique().tolist())
+
+    @property
+    def taught(self) -> int:
+        """How many pictures the seen units have."""
+        return len(self.frames[self.seen].unique())
+
+    @property
+    def judged(self) -> int:
+        """How many pictures the unseen units have."""
+        return len(self.frames[~self.seen].unique())
+
 
 def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPlan:
     """All frames of a segment, every second one of the video seen; or clips, the last part's unseen."""
@@ -38,15 +53,17 @@ def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPla
 
 
 def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) -> UnitPlan:
-    """A `share` of a segment's frames seen, at least one, spread evenly; of the others at most `measured`."""
-    if spec.clip is not None:
-        return _clips(spec.clip, frames)
-    seen = torch.zeros(frames, dtype=torch.bool)
-    seen[_spread(frames, max(1, round(share * frames)))] = True
+    """Of the units that queries ask about, a `share` seen, at least one, spread evenly; of the others as many
+    as have at most `measured` pictures, but at least one where any may be measured.
+    """
+    units = torch.arange(frames)[:, None] if spec.clip is None else _asked_clips(spec.clip, frames)
+    seen = torch.zeros(len(units), dtype=torch.bool)
+    seen[_spread(len(units), max(1, round(share * len(units))))] = True
     others = (~seen).nonzero().squeeze(1)
-    others = others[_spread(len(others), min(len(others), measured))]
-    positions = torch.cat([seen.nonzero().squeeze(1), others]).sort().values
-    return UnitPlan(frames=positions[:, None], seen=seen[positions])
+    wanted = max(1, measured // spec.frames) if measured else 0
+    others = others[_spread(len(others), min(len(others), wanted))]
+    chosen = torch.cat([seen.nonzero().squeeze(1), others]).sort().values
+    return UnitPlan(frames=units[chosen], seen=seen[chosen])
 
 
 def _spread(count: int, wanted: int) -> Tensor:
@@ -54,7 +71,14 @@ def _spread(count: int, wanted: int) -> Tensor:
     return ((torch.arange(wanted) + 0.5) * count / max(1, wanted)).long()
 
 
+def _asked_clips(clip: Clip, frames: int) -> Tensor:
+    """The clips [u, t] that follow one another from a segment's first frame; its last picture fills it up."""
+    starts = torch.arange(0, frames, clip.span)
+    return (starts[:, None] + torch.arange(clip.frames) * clip.stride).clamp_max(frames - 1)
+
+
 def _clips(clip: Clip, frames: int) -> UnitPlan:
+    """Clips that begin often in the first part of a segment to learn from, those of the rest unseen."""
     judged = max(clip.span, round(MEASURED_CLIPS * frames)) if frames >= 2 * clip.span else 0
     taught = frames - judged
     step = max(1, clip.span // CLIPS_A_SPAN)
@@ -77,12 +101,15 @@ class Gathering:
         self._last = plan.frames.amax(1)
         self._kept: dict[int, Tensor] = {}
         self._next = 0
-        self._needed = set(plan.frames.flatten().tolist())
+        self._needed = set(plan.pictures)
 
-    def add(self, rgb_tchw: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next pictures uint8 [t, 3, h, w] → (which units [u], their pictures [u·t, 3, h, w])."""
-        first, self._next = self._next, self._next + len(rgb_tchw)
-        for i, picture in enumerate(rgb_tchw, start=first):
+    def add(self, positions: Sequence[int], rgb_tchw: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures [t, 3, h, w] at the next `positions` → (which units [u], their pictures [u·t, 3, h, w]).
+
+        Positions ascend from call to call; those that no unit needs may be left out.
+        """
+        first, self._next = self._next, positions[-1] + 1
+        for i, picture in zip(positions, rgb_tchw, strict=True):
             if i in self._needed:
                 self._kept[i] = picture
         complete = ((self._last >= first) & (self._last < self._next)).nonzero().squeeze(1)

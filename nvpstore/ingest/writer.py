@@ -16,11 +16,12 @@ from nvpstore.catalog import Catalog
 from nvpstore.codec.build import find_preset
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.ingest.adding import AddRequest, AnsweredBySource, KeepAdded, prepare_added
+from nvpstore.ingest.named import registered_tasks
 from nvpstore.ingest.pipeline import Ingest, IngestProgress, IngestRequest, KeepSource, OnProgress
-from nvpstore.storage.commit import Base, commit_video, register_task
+from nvpstore.storage.commit import Base, commit_video
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
-from nvpstore.tasks.registry import LoadedTask, builtin_spec, load
+from nvpstore.tasks.registry import LoadedTask
 from nvpstore.video.source import digest_file, probe
 
 
@@ -50,7 +51,7 @@ class Writer:
         file = Path(path)
         probe(str(file))
         video_id = digest_file(str(file))[0][:32]
-        loaded = self._load_tasks(tasks)
+        loaded = registered_tasks(self.catalog, tasks)
         request = IngestRequest(
             path=file,
             name=name or file.name,
@@ -81,7 +82,7 @@ class Writer:
         file = Path(path)
         answered = [
             AnsweredBySource(task=task.record(), gflops=task.backbone.whole_gflops())
-            for task in self._load_tasks(tasks)
+            for task in registered_tasks(self.catalog, tasks)
         ]
         request = AddRequest(
             path=file,
@@ -135,22 +136,13 @@ class Writer:
             source_uri=None if kept else video.source_uri,
             refit=refit,
         )
-        return video.video_id, self._fit(request, self._load_tasks(tasks), video.video_id)
+        return video.video_id, self._fit(request, registered_tasks(self.catalog, tasks), video.video_id)
 
     # ------------------------------------------------------------ parts
 
-    def _load_tasks(self, names: Sequence[str]) -> list[LoadedTask]:
-        """The tasks ready to run; registered in the archive if they were not."""
-        tasks = [load(builtin_spec(name)) for name in dict.fromkeys(names)]
-        for task in tasks:
-            record = task.record()
-            if not self.catalog.snapshot().has_task(record.name, record.version):
-                register_task(self.catalog.log, record)
-        return tasks
-
     def _fit(self, request: IngestRequest, tasks: Sequence[LoadedTask], video_id: str) -> bool:
         work_dir = self.catalog.folder / "fits"
-        with _one_at_a_time(work_dir / f"{video_id}.lock"):
+        with one_at_a_time(work_dir / f"{video_id}.lock"):
             begun = self.catalog.snapshot()
             if begun.base(video_id).fitted and not request.refit:
                 return False
@@ -189,7 +181,7 @@ def usable_device(asked: str) -> str:
 
 
 @contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     """Two fits of the same bytes on one machine: the second waits and finds them stored."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -80,11 +80,35 @@ def commit_video(log: Log, prepared: PreparedVideo, base: Base, *, replaces: boo
     return video
 
 
-def register_task(log: Log, task: TaskRecord) -> None:
-    """Make a task version known to the archive. Two writers who do so at once do no harm."""
-    # Its key holds the content's digest: a racing or killed writer's object is the same.
-    stored = log.store.put(keys.task_key(task.name, task.version), encode_task(task))
-    log.append(LogDraft(kind="task", attempt=keys.new_attempt(), subject=task.name, objects=(stored,)))
+def register_task(log: Log, task: TaskRecord, *, weights: Path | None = None) -> None:
+    """Make a task version known to the archive, with the file of its `weights` where they are to be kept.
+
+    Two writers who do so at once do no harm. A version that is there already becomes the newest.
+    """
+    # Their keys hold the content's digest: a racing or killed writer's objects are the same.
+    objects = [log.store.put(keys.task_key(task.name, task.version), encode_task(task))]
+    if weights is not None:
+        objects.append(log.store.put_file(keys.task_weights_key(task.name, task.version), weights))
+    # Only now, however long the upload took: an attempt that is too old is not committed.
+    log.append(LogDraft(kind="task", attempt=keys.new_attempt(), subject=task.name, objects=tuple(objects)))
+
+
+def commit_routes(log: Log, routes: TaskRoutes, base: Base) -> StoredObject:
+    """Put `routes` in the place of those of the same task version, if there are any.
+
+    Raises CommitDropped, with its own object deleted again, where the video was fitted anew or erased since
+    `base`.
+    """
+    attempt = keys.new_attempt(later_than=base.latest_attempt)
+    key = keys.routes_key(routes.video_id, routes.version, attempt)
+    stored = log.store.put(key, encode_routes(key, replace(routes, attempt=attempt)).data)
+    draft = LogDraft(kind="routes", attempt=attempt, subject=routes.video_id, objects=(stored,))
+    try:
+        log.append(draft, after=base.number)
+    except CommitDropped:
+        _discard(log, [stored], attempt)
+        raise
+    return stored
 
 
 def rekeyed(video: VideoRecord, attempt: str) -> VideoRecord:

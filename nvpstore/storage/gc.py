@@ -89,7 +89,7 @@ def collect(
         except CommitDropped:
             continue  # somebody committed: what was garbage may be named now
         log.store.delete_all(found.keys)
-        for prefix in (*_PREFIXES, keys.LOG_PREFIX):
+        for prefix in (*_PREFIXES, keys.TASKS_PREFIX, keys.LOG_PREFIX):
             log.store.sweep_unfinished(prefix, before=before)
         return found
     raise CommitDropped(f"gc of {log.store.root}: others committed {_TRIES} times meanwhile; try again later")

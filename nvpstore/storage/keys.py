@@ -17,12 +17,13 @@ from nvpstore.errors import UsageError
 
 KeyKind = Literal[
     "log", "log_checkpoint", "manifest", "weights", "latents", "audio", "routes", "meta",
-    "decoder", "archive_adapters", "task", "view", "result", "source",
+    "decoder", "archive_adapters", "task", "task_weights", "view", "result", "source",
 ]  # fmt: skip
 
 LOG_PREFIX = "log/"
 CHECKPOINT_PREFIX = "log/checkpoint-"
 SOURCES_PREFIX = "sources/"
+TASKS_PREFIX = "tasks/"
 RESULTS_PREFIX = "results/"
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -52,6 +53,7 @@ _TEMPLATES: dict[KeyKind, str] = {
     "decoder": "decoders/{sha256}.parquet",
     "archive_adapters": "adapters/{version}/{attempt}.parquet",
     "task": "tasks/{name}/{version}.json",
+    "task_weights": "tasks/{name}/{version}.safetensors",
     "view": "views/{name}/{attempt}.json",
     "result": "results/{video_id}/{version}/{result}/{attempt}-{footer}.parquet",
     "source": "sources/{video_id}/{attempt}",
@@ -187,6 +189,10 @@ def archive_adapters_key(version: str, attempt: str) -> str:
 
 def task_key(name: str, version: str) -> str:
     return _key("task", name=name, version=version)
+
+
+def task_weights_key(name: str, version: str) -> str:
+    return _key("task_weights", name=name, version=version)
 
 
 def view_key(name: str, attempt: str) -> str:

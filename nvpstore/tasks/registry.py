@@ -79,7 +79,7 @@ def recipe(name: str) -> Recipe:
 def builtin_spec(name: str) -> TaskSpec:
     """The spec of a built-in task whose weights are at hand; TaskError naming what is absent."""
     made = recipe(name)
-    path = _packaged(made.provider, made.model)
+    path = packaged_weights(made.provider, made.model)
     if path is None:
         raise TaskError(
             f"task {name}: weights of {made.model} are absent; nvp tasks add {name} --weights FILE "
@@ -139,7 +139,7 @@ def _load(spec: TaskSpec, device: str, find: FindWeights) -> LoadedTask:
         model: Model = _provider(spec).build(spec)
     weights = None
     if not spec.random:
-        weights = _packaged(spec.provider, spec.model) or find(spec)
+        weights = _weights(spec, find)
         _check(spec, weights)
         load_into(model.net, read_weights(weights), what=f"task {spec.name}, {weights.name}")
     backbone = cut_backbone(model, spec.input_shape, device=device)
@@ -165,8 +165,31 @@ def _provider(spec: TaskSpec) -> Any:
     return importlib.import_module(PROVIDERS[spec.provider])
 
 
-def _packaged(provider: str, model: str) -> Path | None:
-    """Where a package keeps these weights; None for providers whose weights no package brings."""
+def _weights(spec: TaskSpec, find: FindWeights) -> Path:
+    """The package's file; what `find` gives where that is of other weights, or there is none."""
+    absent: TaskError | None = None
+    packaged: Path | None = None
+    try:
+        packaged = packaged_weights(spec.provider, spec.model)
+    except TaskError as cause:
+        absent = cause
+    if packaged is not None and digest_of(packaged) == spec.weights_sha256:
+        return packaged
+    try:
+        return find(spec)
+    except TaskError:
+        if absent is not None:
+            raise absent from None
+        if packaged is None:
+            raise
+        return packaged  # `_check` says how it differs
+
+
+def packaged_weights(provider: str, model: str) -> Path | None:
+    """Where a package keeps these weights; None for providers whose weights no package brings.
+
+    Raises TaskError naming the package where it is absent.
+    """
     if provider not in PROVIDERS:
         return None
     module: Any = importlib.import_module(PROVIDERS[provider])

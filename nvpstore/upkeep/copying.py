@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlglot
@@ -20,10 +20,9 @@ from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Operators
 from nvpstore.storage import keys
-from nvpstore.storage.commit import PreparedVideo, commit_video, register_task
-from nvpstore.storage.log import LogDraft
-from nvpstore.storage.tables import decode_manifest, decode_routes, encode_routes
-from nvpstore.types import RouteRecord, StoredObject, TaskRoutes
+from nvpstore.storage.commit import PreparedVideo, commit_routes, commit_video, register_task
+from nvpstore.storage.tables import decode_manifest, decode_routes
+from nvpstore.types import RouteRecord, StoredObject, TaskRecord, TaskRoutes
 from nvpstore.upkeep.progress import Counter, OnProgress
 
 _FILES = ("weights", "latents", "audio", "source")
@@ -153,12 +152,12 @@ class _Copier:
             return
         objects = self._objects(video_id, lacking)
         routes = [decode_routes(self._from.get_verified(obj)) for obj in objects["routes"]]
-        self._register_tasks(routes, there)
+        self._register_tasks(routes, there, folder)
         if lacking.files:
             self._commit_video(video_id, objects, routes, there, folder)
         else:
             for own in routes:
-                self._commit_routes(own)
+                commit_routes(self._target.log, own, self._target.snapshot().base(video_id))
         if _lacking(self._snapshot, self._target.snapshot(), video_id).anything:
             raise IntegrityError(f"video {video_id} in {self._to.root} differs from what was copied")
         self._videos += 1
@@ -211,20 +210,21 @@ class _Copier:
         )
         commit_video(self._target.log, prepared, there.base(video_id), replaces=True)
 
-    def _commit_routes(self, routes: TaskRoutes) -> None:
-        there = self._target.snapshot()
-        attempt = keys.new_attempt(later_than=there.latest_attempt)
-        key = keys.routes_key(routes.video_id, routes.version, attempt)
-        stored = self._to.put(key, encode_routes(key, replace(routes, attempt=attempt)).data)
-        draft = LogDraft(kind="routes", attempt=attempt, subject=routes.video_id, objects=(stored,))
-        self._target.log.append(draft, after=there.number)
-
-    def _register_tasks(self, routes: Sequence[TaskRoutes], there: Snapshot) -> None:
+    def _register_tasks(self, routes: Sequence[TaskRoutes], there: Snapshot, folder: Path) -> None:
         for own in routes:
             if there.has_task(own.task, own.version):
                 continue
-            register_task(self._target.log, self._snapshot.task(own.task, own.version))
+            task = self._snapshot.task(own.task, own.version)
+            register_task(self._target.log, task, weights=self._weights(task, folder))
             self._tasks += 1
+
+    def _weights(self, task: TaskRecord, folder: Path) -> Path | None:
+        """A file with what the source keeps of the task's weights."""
+        stored = self._snapshot.stored_weights(task)
+        if stored is None:
+            return None
+        self._from.get_file(stored, folder / "weights")
+        return folder / "weights"
 
 
 # ---------------------------------------------------------------- what is where

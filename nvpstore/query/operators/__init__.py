@@ -31,6 +31,8 @@ from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import AHEAD_BYTES, Prefetched, RangeReader, RangesRead, Traffic
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
+from nvpstore.storage.weights import FOLDER as WEIGHTS_FOLDER
+from nvpstore.storage.weights import weights_file
 from nvpstore.tasks.heads import View
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
@@ -99,6 +101,8 @@ class TorchOperators:
         self._originals = None if cache_dir is None else _cache(cache_dir / "originals", cache_bytes)
         ranges = None if cache_dir is None else _cache(cache_dir / "ranges", cache_bytes)
         self._ranges = RangeReader(store, cache=ranges, ahead_bytes=ahead_bytes)
+        folder = None if cache_dir is None else cache_dir / WEIGHTS_FOLDER
+        self._find_weights = partial(weights_file, store, folder=folder)
         self._index = Remembered()
         self._readers = IdleReaders(most=IDLE_READERS)
         self.sharing = Sharing()
@@ -303,7 +307,7 @@ class TorchOperators:
         return SourceScan(info=probe(str(path)), sha256=video.sha256, pts=pts, segments=())
 
     def _task(self, record: TaskRecord) -> LoadedTask:
-        return load(TaskSpec.from_json(record.spec), self.device)
+        return load(TaskSpec.from_json(record.spec), self.device, find=self._find_weights)
 
     def _read(self, wanted: Sequence[ByteRange], snapshot: Snapshot) -> RangesRead:
         return self._ranges.read_counted(wanted, as_of=snapshot.number)
