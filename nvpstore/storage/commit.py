@@ -96,8 +96,8 @@ def register_task(log: Log, task: TaskRecord, *, weights: Path | None = None) ->
 def commit_routes(log: Log, routes: TaskRoutes, base: Base) -> StoredObject:
     """Put `routes` in the place of those of the same task version, if there are any.
 
-    Raises CommitDropped, with its own object deleted again, where the video was fitted anew or erased since
-    `base`.
+    Raises CommitDropped, with its own object deleted again, where the video was fitted anew or erased, or got
+    others of that version, since `base`.
     """
     attempt = keys.new_attempt(later_than=base.latest_attempt)
     key = keys.routes_key(routes.video_id, routes.version, attempt)

@@ -146,6 +146,8 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
         return "another writer stored the video first"
     if entry.kind == "video" and draft.kind in ("routes", "results"):
         return "the video was fitted anew meanwhile"
+    if draft.kind == "routes" and _routed(draft) & _routed(entry):
+        return "others stored routes of the task meanwhile"
     if draft.kind == "results":
         return _results_conflict(draft, entry)
     if draft.kind == "meta" and _names_meta(entry):
@@ -157,8 +159,12 @@ def _results_conflict(draft: LogDraft, entry: LogEntry) -> str | None:
     if _answered(draft) & _answered(entry):
         return "others stored or dropped such answers meanwhile"  # coverages must stay disjoint
     versions = {folder.split("/")[2] for folder in _answered(draft)}
-    routes = (obj.key.split("/") for obj in entry.objects if entry.kind == "routes")
-    return "the task has other routes now" if any(parts[3] in versions for parts in routes) else None
+    return "the task has other routes now" if versions & _routed(entry) else None
+
+
+def _routed(entry: LogDraft | LogEntry) -> set[str]:
+    """The task versions whose routes a "routes" entry stores."""
+    return {obj.key.split("/")[3] for obj in entry.objects} if entry.kind == "routes" else set()
 
 
 def _answered(entry: LogDraft | LogEntry) -> set[str]:
