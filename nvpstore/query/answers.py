@@ -37,8 +37,6 @@ _ID_DIGITS = 32
 _STEPS = 1024  # whose videos are looked up at once
 _AHEAD = 64  # steps whose stored rows are fetched at once; fewer at first, where few may be enough
 _BRIDGE_BYTES = 64 << 10
-# Kinds of which `top` is part of the question.
-_RANKED = frozenset({"classification", "action"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,7 @@ def question_of(scan: Scan) -> Question | None:
     """What `scan` asks; None where answers are not kept: pictures for people, and what is not computed."""
     if scan.task is None or not scan.computes:
         return None
-    return Question(task=scan.task, top=top_of(scan) if scan.task.kind in _RANKED else 0)
+    return Question(task=scan.task, top=top_of(scan) if scan.ranks else 0)
 
 
 def result_id(question: Question, *, attempt: str, routes: str) -> str:

@@ -9,8 +9,8 @@ from sqlglot import exp
 
 from nvpstore.errors import QueryError
 from nvpstore.query.parse import Query, binder_error
-from nvpstore.query.plan import resolve_task
 from nvpstore.query.relation import relation_schema
+from nvpstore.query.versions import resolve_task, text_task
 from nvpstore.query.views import views_alone
 from nvpstore.query.writing import written
 from nvpstore.types import TaskRecord
@@ -19,8 +19,10 @@ from nvpstore.types import TaskRecord
 def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: Sequence[TaskRecord]) -> None:
     """Lets DuckDB bind the query on empty relations: unknown names and wrong types fail before any work.
 
-    Raises QueryError, which names the view that is at fault, if one is.
+    Raises QueryError, which names the view that is at fault, if one is. Texts need not be embedded yet.
     """
+    for call in query.texts:
+        text_task(call, tasks)
     for table in query.tables:
         task = resolve_task(table, tasks)
         con.register(table.relation, relation_schema("frames" if task is None else task.kind).empty_table())

@@ -23,6 +23,11 @@ class Clip:
     frames: int
     stride: int
 
+    def __str__(self) -> str:
+        if self.stride == 1:
+            return f"clips of {self.frames} frames"
+        return f"clips of {self.frames} pictures {self.stride} frames apart"
+
     @property
     def span(self) -> int:
         """Frames from one clip to the next."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from nvpstore.query.read_ahead import Fetching
 from nvpstore.query.routes import Route
 from nvpstore.query.sharing import Sharing
 from nvpstore.storage.ranges import Traffic
+from nvpstore.types import TaskRecord
 
 
 class SegmentHandle(Protocol):
@@ -90,6 +91,9 @@ class Operators(Fetching, Protocol):
 
     def tail(self, route: Any, features: Any) -> Any:
         """The rest of the backbone; the whole of it, preprocessing included, for pixels."""
+
+    def embed_texts(self, task: TaskRecord, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """[n, d], of unit length, in the space of the task's embeddings; None: its model reads no text."""
 
     def rows(self, scan: Scan, outputs: Any, batch: Batch) -> pa.Table:
         """`outputs` as rows: `relation.output_schema(scan.kind)`, `frame` ascending and of `batch.frames`.

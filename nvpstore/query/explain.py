@@ -49,6 +49,7 @@ def plan_table(
 def explain_dict(plan: Plan, measured: Measured | None = None, left: Left | None = None) -> dict[str, Any]:
     """The plan as JSON values: `snapshot`, `scans`, `total` and, where it ran, `measured`.
 
+    Of a scan with a `clip`, `frames` are clips, and figures a frame are of a clip; `total` counts pictures.
     With `left`, each scan's `frames` are `answered_frames` and `frames_left` (without, these are null), and
     `parts` and `total` are of the frames left alone.
     """
@@ -88,8 +89,9 @@ def _tree(root: str, branches: list[list[str]]) -> list[str]:
 
 
 def _scan_lines(plan: Plan, scan: Scan, left: Scan | None) -> list[str]:
+    of = "" if scan.options.clip is not None else f" of {plan.total_frames}"
     head = (
-        f"Scan {scan.name}  frames {scan.frames} of {plan.total_frames},"
+        f"Scan {scan.name}  {_unit(scan)}s {scan.frames}{of},"
         f" segments {scan.segments} of {plan.total_segments}{_options(scan)}"
     )
     if not scan.computes:
@@ -99,7 +101,12 @@ def _scan_lines(plan: Plan, scan: Scan, left: Scan | None) -> list[str]:
 
 
 def _stored(scan: Scan, left: Scan) -> str:
-    return f"Stored answers  {_count(scan.frames - left.frames, 'frame')}, {left.frames} to compute"
+    return f"Stored answers  {_count(scan.frames - left.frames, _unit(scan))}, {left.frames} to compute"
+
+
+def _unit(scan: Scan) -> str:
+    """What is answered at once."""
+    return "frame" if scan.options.clip is None else "clip"
 
 
 def _parts(scan: Scan, left: Scan | None) -> list[Part]:
@@ -110,10 +117,10 @@ def _parts(scan: Scan, left: Scan | None) -> list[Part]:
 
 def _options(scan: Scan) -> str:
     options, shown = scan.options, []
-    if scan.kind in ("classification", "action"):
+    if scan.ranks:
         shown.append(f"top {top_of(scan)}")
     if options.clip is not None:
-        shown.append(f"clips of {options.clip.frames} frames, every {options.clip.stride} frames one")
+        shown.append(str(options.clip))
     if options.every is not None:
         shown.append(f"every {float(options.every):g} s")
     if options.stride is not None:
@@ -124,15 +131,15 @@ def _options(scan: Scan) -> str:
 
 
 def _part_lines(scan: Scan, part: Part) -> list[str]:
-    frames = _count(part.frames, "frame")
-    head = f"Route {part.route.route}  {_segments(part)}, {frames}{_fidelity(part)}"
+    unit = _unit(scan)
+    head = f"Route {part.route.route}  {_segments(part)}, {_count(part.frames, unit)}{_fidelity(part)}"
     lines = []
     if part.route.route == "source":
         lines.append(_line("Read", f"source files  {_size(part.source_bytes)}"))
     else:
         stages = _stages(part.stages_fetched)
         lines.append(_line("Fetch", f"{stages} + latents  {_share(part)}"))
-        lines.append(_line("Decode", f"to stage {part.route.stage}  {_gflops(part.decode_gflops)}"))
+        lines.append(_line("Decode", f"to stage {part.route.stage}  {_gflops(part.decode_gflops, unit)}"))
     if part.route.route == "adapter":
         to = f"stage {' + '.join(part.route.stages)} → cut {part.route.cut}"
         lines.append(_line("Adapt", f"{to}  {part.route.scope} scope, {_size(part.route_bytes)}"))
@@ -141,7 +148,7 @@ def _part_lines(scan: Scan, part: Part) -> list[str]:
     else:
         where = f"from cut {part.route.cut}" if part.route.route == "adapter" else "whole backbone"
         rest = None if part.gflops is None else max(0.0, part.gflops - part.decode_gflops)
-        lines.append(_line("Tail", f"{where}  {_gflops(rest)}"))
+        lines.append(_line("Tail", f"{where}  {_gflops(rest, unit)}"))
     return _tree(head, [[line] for line in lines])
 
 
@@ -249,8 +256,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _gflops(value: float | None) -> str:
-    return "GFLOPs unknown" if value is None else f"{_number(value)} GFLOPs a frame"
+def _gflops(value: float | None, unit: str) -> str:
+    return "GFLOPs unknown" if value is None else f"{_number(value)} GFLOPs a {unit}"
 
 
 # ---------------------------------------------------------------- JSON
@@ -260,6 +267,7 @@ def _scan_dict(scan: Scan, left: Scan | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "table": scan.task.name if scan.task is not None else "frames",
         "version": scan.task.version if scan.task is not None else None,
+        "clip": None if scan.options.clip is None else asdict(scan.options.clip),
         "frames": scan.frames,
         "answered_frames": None if left is None else scan.frames - left.frames,
         "frames_left": None if left is None else left.frames if left.computes else 0,

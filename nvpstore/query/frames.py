@@ -95,7 +95,8 @@ def sampled(rows: pa.Table, found: Enumerated, options: TableOptions) -> NDArray
     """Which frames of `found` (all frames of `rows`) `options` samples."""
     if options.clip is not None:
         within = found.frame - _ints(rows, "start_frame")[found.owner]
-        return np.equal(within % options.clip.span, 0)
+        first: NDArray[np.bool_] = np.equal(within % options.clip.span, 0)
+        return first
     if options.stride is not None:
         return np.equal(found.frame % options.stride, 0)
     if options.every is None:

@@ -39,6 +39,17 @@ def check_given(names: Iterable[str], *, tasks: Collection[str]) -> None:
         taken[name.lower()] = "it is given twice (upper and lower case are equal)"
 
 
+def task_named(name: str, tasks: Collection[str]) -> tuple[str, str] | None:
+    """The task, or "frames", that `name` or `name@version` means, and the version's beginning; None: none."""
+    word, _, version = name.partition("@")
+    if word.lower() == FRAMES:
+        return None if "@" in name else (FRAMES, "")
+    by_lower = {task.lower(): task for task in tasks}
+    if word.lower() not in by_lower or ("@" in name and not version):
+        return None
+    return by_lower[word.lower()], version.lower()
+
+
 def visible_ctes(node: exp.Expr) -> dict[str, exp.CTE]:
     """The CTEs that a table name at `node` can mean, by lower-case name; inner ones win."""
     found: dict[str, exp.CTE] = {}

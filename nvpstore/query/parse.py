@@ -27,11 +27,13 @@ from nvpstore.query.names import (
     SAVED,
     check_given,
     taken_names,
+    task_named,
     visible_ctes,
 )
 from nvpstore.query.options import TableOptions, fault, position, read_options, suggestion
 from nvpstore.query.safety import TABLE_FUNCTIONS, check_extracted, check_safe
 from nvpstore.query.size import check_size, check_tables
+from nvpstore.query.text_calls import TextCall, take_text_calls
 from nvpstore.query.views import Views, expand_views, plain_names, refuse_kept_names
 from nvpstore.query.warn import rank_warnings
 from nvpstore.query.writing import written
@@ -78,6 +80,7 @@ class TaskTable:
 class Query:
     """A checked query. `tree` is what DuckDB will run, task tables being relations; not to be changed.
 
+    `texts` are the calls of `embed_text`, whose literals in the tree are NULL until `texts.with_texts`.
     `given` are the caller's own tables that it may read, by lower-case name. `warnings` are lines for whoever
     asked.
     """
@@ -85,6 +88,7 @@ class Query:
     mode: Mode
     tree: exp.Query
     tables: tuple[TaskTable, ...]
+    texts: tuple[TextCall, ...] = ()
     given: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     plan_format: PlanFormat = "text"
@@ -129,6 +133,7 @@ def _parse(sql: str, tasks: Collection[str], *, params: Params | None, views: Vi
         mode=mode,
         tree=tree,
         tables=found,
+        texts=take_text_calls(tree, tasks),
         given=given,
         warnings=rank_warnings(tree, found),
         plan_format=plan_format,
@@ -243,7 +248,7 @@ def _known_name(
     ctes = visible_ctes(node)
     if name in ctes or name in CATALOG_VIEWS or name in given:
         return False
-    if _task_of(node.name, tasks) is None:
+    if task_named(node.name, tasks) is None:
         own = [cte for cte in ctes if not cte.startswith(SAVED)]
         known = [*CATALOG_VIEWS, FRAMES, *tasks, *given, *views, *own]
         raise fault(node, f'unknown table "{node.name}"{suggestion(name.split("@")[0], known)}')
@@ -254,7 +259,7 @@ def _known_function(node: exp.Table, source: exp.Anonymous, tasks: Collection[st
     name = _function_text(source)
     if name.lower() in TABLE_FUNCTIONS:
         return False
-    if _task_of(name, tasks) is None:
+    if task_named(name, tasks) is None:
         known = [FRAMES, *tasks]
         raise fault(
             node, f'unknown or refused table function "{name}"{suggestion(name.split("@")[0], known)}'
@@ -266,23 +271,12 @@ def _function_text(source: exp.Anonymous) -> str:
     return source.this.name if isinstance(source.this, exp.Identifier) else str(source.this)
 
 
-def _task_of(name: str, tasks: Collection[str]) -> tuple[str, str] | None:
-    """(registered name, version prefix) or None."""
-    word, _, version = name.partition("@")
-    if word.lower() == FRAMES:
-        return None if "@" in name else (FRAMES, "")
-    by_lower = {task.lower(): task for task in tasks}
-    if word.lower() not in by_lower or ("@" in name and not version):
-        return None
-    return by_lower[word.lower()], version.lower()
-
-
 def _replace(node: exp.Table, tasks: Collection[str], *, tree: exp.Query, number: int) -> TaskTable:
     """Turns `labels(top := 3) c` into `__nvp_0 AS c` in place."""
     source = node.this
     called = isinstance(source, exp.Anonymous)
     name = _function_text(source) if isinstance(source, exp.Anonymous) else node.name
-    task, version = cast(tuple[str, str], _task_of(name, tasks))
+    task, version = cast(tuple[str, str], task_named(name, tasks))
     options = read_options(source.expressions if called else [], table=task)
     alias = node.alias or name
     where = position(node)

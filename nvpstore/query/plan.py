@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import duckdb
@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nvpstore.errors import QueryError, RouteError
+from nvpstore.errors import RouteError
 from nvpstore.query.candidates import choose_rows, frame_candidates, task_candidates
-from nvpstore.query.clips import Clip, clip_of
+from nvpstore.query.clips import Clip
 from nvpstore.query.columns import read_columns
 from nvpstore.query.details import Details, FactsBySegment
 from nvpstore.query.early_stop import enough_rows
 from nvpstore.query.index import Key, SegmentFacts, Stored, Whole, columns_of
-from nvpstore.query.options import TableOptions, suggestion
+from nvpstore.query.options import TableOptions
 from nvpstore.query.parse import FRAMES, Query, TaskTable
 from nvpstore.query.places import Places
 from nvpstore.query.relation import relation_schema
@@ -33,6 +33,7 @@ from nvpstore.query.safety import Locked
 from nvpstore.query.sample import SMALL, Scoped, scoped_segments, timing_rows
 from nvpstore.query.scans import Chosen, Scan, Skipped, top_of
 from nvpstore.query.scope import find_scopes
+from nvpstore.query.versions import by_clips, resolve_task
 from nvpstore.types import RGB_STAGE, TaskRecord
 
 _NAMED = 5  # segments in an error's message
@@ -131,7 +132,7 @@ def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, sn
     columns |= {**index.columns, **columns_of(con, query.given)}
     scopes = find_scopes(query, columns)
     scans = []
-    for table in (_by_clips(table, records[table.relation]) for table in query.tables):
+    for table in (by_clips(table, records[table.relation]) for table in query.tables):
         scoped = scoped_segments(con, scopes[table.relation], table.options)
         used = read_columns(table.columns, schemas[table.relation].names)
         scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
@@ -149,36 +150,6 @@ def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, sn
         stop_once=enough.once,
         streams=enough.streams,
     )
-
-
-def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | None:
-    """The record that a task table means, newest first; None for `frames`."""
-    if table.task == FRAMES:
-        return None
-    versions = [task for task in tasks if task.name == table.task]
-    matches = [task for task in versions if task.version.startswith(table.version)]
-    if not matches:
-        known = [f"{task.name}@{task.version[:8]}" for task in versions]
-        raise QueryError(f'{table.where}: unknown table "{table.shown}"{suggestion(table.shown, known)}')
-    if table.version and len(matches) > 1:
-        raise QueryError(f'{table.where}: "{table.shown}" means {len(matches)} versions: give more digits')
-    task, top = matches[0], table.options.top
-    if task.labels and top > len(task.labels) and table.options != TableOptions():
-        raise QueryError(f"{table.where}: top := {top}: {task.name} has {len(task.labels)} labels")
-    return task
-
-
-def _by_clips(table: TaskTable, task: TaskRecord | None) -> TaskTable:
-    """The table with its task's way of sampling."""
-    clip = clip_of(task)
-    if clip is None:
-        return table
-    if table.options.every is not None or table.options.stride is not None:
-        raise QueryError(
-            f"{table.where}: {table.shown} answers for clips of {clip.frames} frames, every {clip.stride} "
-            "frames one: neither every nor stride is allowed"
-        )
-    return replace(table, options=replace(table.options, clip=clip))
 
 
 def _scan(
@@ -275,7 +246,8 @@ def naive_steps(scans: Sequence[Scan]) -> pa.Table:
 
 
 def iterate_steps(plan: Plan) -> Iterator[tuple[Step, list[Group]]]:
-    """Each step with its frames, grouped by the scans that read them: no frame is in two groups."""
+    """Each step with its frames, grouped by the scans that read them: no frame is in two groups that are
+    sampled alike."""
     for batch in plan.steps.to_batches(max_chunksize=1024):
         for step in steps_of(batch):
             yield step, groups_of(plan, step)
@@ -293,7 +265,7 @@ def steps_of(rows: pa.RecordBatch | pa.Table) -> Iterator[Step]:
 
 
 def groups_of(plan: Plan, step: Step) -> list[Group]:
-    """The frames of `step`, grouped by the scans that read them; clips of one sampling by themselves."""
+    """The frames of `step`, grouped by the scans that read them; clips of equal length and stride apart."""
     alike: dict[Clip | None, list[int]] = {}
     for index in step.scans:
         alike.setdefault(plan.scans[index].options.clip, []).append(index)

@@ -42,11 +42,14 @@ KIND_FIELDS: dict[str, list[pa.Field]] = {
         pa.field("image", pa.binary()),
     ],
 }
+# Kinds of which `top` is part of the question.
+RANKED = frozenset({"classification", "action"})
 # Kinds whose number of rows a frame is known before anything is computed.
 FREE_COLUMNS: dict[str, tuple[str, ...]] = {
     "classification": ("rank",),
     "embedding": (),
     "depth": (),
+    "action": ("rank",),
     "caption": (),
     "frames": ("width", "height"),
 }

@@ -20,10 +20,10 @@ from nvpstore.query.progress import OnProgress
 class Request:
     """One read-only SELECT (or EXPLAIN [ANALYZE] of one) on `snapshot`.
 
-    `operators_factory` is called only where frames must be decoded: not those that `answers` has. `tables`
-    are the caller's own, by name: Arrow, pandas or polars; `views` the texts of the caller's views by name,
-    beside those saved in the archive. Set `cancel`, and the query ends. `batch_frames` ≥ 1 are decoded at
-    once at most.
+    `operators_factory` is called only where frames must be decoded (not those that `answers` has) or texts
+    embedded. `tables` are the caller's own, by name: Arrow, pandas or polars; `views` the texts of the
+    caller's views by name, beside those saved in the archive. Set `cancel`, and the query ends.
+    `batch_frames` ≥ 1 are decoded at once at most.
     """
 
     sql: str

@@ -39,7 +39,7 @@ def free_rows(plan: Plan, scan: Scan) -> pa.Table:
     for key in scan.routes:
         work = scan.work_of(key)
         frames, count = work["frame"].to_numpy(), work.num_rows
-        if scan.kind == "classification":
+        if scan.ranks:
             top = top_of(scan)
             ranks = np.tile(np.arange(1, top + 1, dtype=np.int32), count)
             outputs = pa.table({"frame": np.repeat(frames, top), "rank": ranks})

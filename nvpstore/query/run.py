@@ -29,6 +29,7 @@ from nvpstore.query.scheduler import SCHEDULER
 from nvpstore.query.spill import Relation, Rows
 from nvpstore.query.steps import Operators, Orders, Runner
 from nvpstore.query.tables import given_tables, register_tables
+from nvpstore.query.texts import with_texts
 from nvpstore.query.views import load_views
 
 _POLL_SECONDS = 0.05
@@ -133,6 +134,9 @@ def _planned(request: Request) -> Iterator[_Asked]:
         )
         register_tables(con, given)
         check_binds(con, query, list(index.tasks))
+        query = with_texts(
+            query, index.tasks, lambda task, texts: _operators(request).embed_texts(task, texts)
+        )
         plan = build_plan(query, con=con, index=index, snapshot_number=request.snapshot.number)
         yield _Asked(request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share)
 
@@ -140,16 +144,16 @@ def _planned(request: Request) -> Iterator[_Asked]:
 _MAKING = threading.Lock()
 
 
+def _operators(request: Request) -> Operators:
+    # One query at a time makes what steps run on, so that those after it share it.
+    with _MAKING:
+        return request.operators_factory()
+
+
 @contextmanager
 def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
     """Who carries out the query; `warnings` gets what is said of stored answers."""
     request = asked.request
-
-    def make() -> Operators:
-        # One query at a time makes what steps run on, so that those after it share it.
-        with _MAKING:
-            return request.operators_factory()
-
     answers = request.answers
     with (
         Rows(limit=lambda: asked.share.rows_bytes) as rows,
@@ -157,7 +161,7 @@ def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
     ):
         yield Runner(
             asked.plan,
-            make,
+            lambda: _operators(request),
             snapshot=request.snapshot,
             measured=Measured(),
             orders=asked.orders,

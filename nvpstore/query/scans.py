@@ -14,7 +14,7 @@ from nvpstore.query.details import Details, RoutesBySegment
 from nvpstore.query.index import Key
 from nvpstore.query.options import TableOptions
 from nvpstore.query.parse import FRAMES
-from nvpstore.query.relation import must_compute
+from nvpstore.query.relation import RANKED, must_compute
 from nvpstore.query.routes import Route
 from nvpstore.query.sample import Scoped
 from nvpstore.types import TaskRecord
@@ -72,6 +72,11 @@ class Scan:
         return FRAMES if self.task is None else f"{self.task.name}@{self.task.version[:4]}…"
 
     @property
+    def ranks(self) -> bool:
+        """Whether a frame's rows are `top_of` labels, best first."""
+        return self.kind in RANKED
+
+    @property
     def computes(self) -> bool:
         """Whether anything must be decoded: not where only frames, times and ranks are read."""
         return must_compute(self.kind, self.columns)
@@ -112,6 +117,6 @@ class Scan:
 
 
 def top_of(scan: Scan) -> int:
-    """How many labels a frame of a classification scan has: `top`, or all where there are fewer."""
+    """How many labels a frame of a scan that ranks has: `top`, or all where there are fewer."""
     labels = len(scan.task.labels) if scan.task is not None else 0
     return min(scan.options.top, labels) if labels else scan.options.top

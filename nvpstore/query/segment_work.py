@@ -106,10 +106,13 @@ class SegmentWork:
         fit = fitting_frames(
             self.runner.batch_frames, frame_bytes=frame_bytes, room_bytes=self.runner.limits.batch_bytes
         )
-        if group.clip is not None:
-            each = max(1, fit // group.clip.frames)
-            return iter(np.split(group.frames, range(each, len(group.frames), each)))
-        return batches(group.frames, start=start, batch_frames=fit)
+        if group.clip is None:
+            return batches(group.frames, start=start, batch_frames=fit)
+        start, span = self.start_frame, group.clip.span
+        clips = batches(
+            (group.frames - start) // span, start=0, batch_frames=max(1, fit // group.clip.frames)
+        )
+        return (start + span * some for some in clips)
 
     # ------------------------------------------------------------ weights
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import nvpstore.catalog
 from nvpstore.catalog.connections import Connections, Terms
@@ -32,7 +34,7 @@ from nvpstore.query.run import execute
 from nvpstore.query.sharing import Sharing
 from nvpstore.query.steps import Batch
 from nvpstore.storage.ranges import Traffic
-from nvpstore.types import ByteRange
+from nvpstore.types import ByteRange, TaskRecord
 
 CATALOG = Path(nvpstore.catalog.__file__).parent
 LABELS = ("cat", "dog", "car", "bike", "tree", "person", "boat", "bird")
@@ -113,13 +115,21 @@ ROUTES: Mapping[str, list[tuple[str, list[str], str, float | None, float]]] = {
     ],
     "embed": [("adapter", ["1", "3"], "layer2", None, 0.6), ("pixel", ["rgb"], "", None, 1.1)],
     "objects": [("pixel", ["rgb"], "", 0.7, 2.0)],
+    "actions": [
+        ("adapter", ["2"], "blocks.3", 0.90, 1.1),
+        ("pixel", ["rgb"], "", 0.91, 5.0),
+        ("source", [], "", 1.0, 3.0),
+    ],
 }
 TASKS = (
     ("labels", "1f3a" + "0" * 60, "classification", LABELS, 1),
     ("labels", "9c21" + "0" * 60, "classification", LABELS, 3),
     ("embed", "e0e0" + "0" * 60, "embedding", (), 2),
     ("objects", "0b0b" + "0" * 60, "detection", LABELS, 2),
+    ("actions", "ac70" + "0" * 60, "action", LABELS, 2),
 )
+# Of tasks that answer for clips: how many pictures, and every how many frames one.
+SAMPLING: Mapping[str, tuple[int, int]] = {"actions": (4, 3)}
 
 
 # ---------------------------------------------------------------- the index
@@ -157,10 +167,18 @@ def build_index(path: Path) -> FixtureSnapshot:
         for segment, (start, stop) in enumerate(clip.segments):
             _insert_segment(con, clip, segment, start, stop)
     for name, version, kind, labels, number in TASKS:
-        _insert(con, "tasks", name=name, version=version, kind=kind, cuts=3, labels=list(labels), spec="{}",
-                log_number=number)  # fmt: skip
+        _insert(con, "tasks", name=name, version=version, kind=kind, cuts=3, labels=list(labels),
+                spec=spec_of(name), log_number=number)  # fmt: skip
     con.close()
     return FixtureSnapshot(path)
+
+
+def spec_of(task: str) -> str:
+    """What planning reads of a task's spec."""
+    if task not in SAMPLING:
+        return "{}"
+    frames, stride = SAMPLING[task]
+    return json.dumps({"clip": {"frames": frames, "stride": stride}})
 
 
 def _insert(con: duckdb.DuckDBPyConnection, table: str, **values: Any) -> None:
@@ -262,6 +280,7 @@ class CountingOperators:
     fetches: list[tuple[str, int, str]] = field(default_factory=list)
     ahead: list[FakeHeld] = field(default_factory=list)
     decoded: Counter[tuple[str, int]] = field(default_factory=Counter)
+    read: Counter[tuple[str, int]] = field(default_factory=Counter)
     deepest: list[tuple[str, ...]] = field(default_factory=list)
     tails: int = 0
     source_frames: int = 0
@@ -310,32 +329,59 @@ class CountingOperators:
 
     def source(self, snapshot: Any, video_id: str, frames: Any) -> dict[str, Any]:
         self.source_frames += len(frames)
+        self.read.update((video_id, int(frame)) for frame in frames)
         return {"rgb": np.asarray(frames)}
+
+    def times(self, snapshot: Any, video_id: str, segment: int) -> NDArray[np.float64]:
+        clip = next(clip for clip in CLIPS if clip.video_id == video_id)
+        start, stop = clip.segments[segment]
+        return np.array(clip.ts[start:stop])
+
+    def start_frame(self, snapshot: Any, video_id: str, segment: int) -> int:
+        return next(clip for clip in CLIPS if clip.video_id == video_id).starts[segment]
+
+    def embed_texts(self, task: Any, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        raise AssertionError("no text is embedded here")
 
     def adapt(self, features: Mapping[str, Any], route: FakeRoute) -> Any:
         assert tuple(features) == route.route.stages
         return next(iter(features.values()))
 
     def tail(self, route: FakeRoute, features: Any) -> Any:
-        self.tails += len(features)
+        self.tails += len(features) // route.scan.pictures
         return features
 
     def rows(self, scan: Scan, outputs: Any, batch: Batch) -> pa.Table:
-        assert np.array_equal(outputs, batch.frames)
-        return answers(
-            scan.kind, scan.task.version if scan.task else "", batch.video_id, batch.frames, top_of(scan)
-        )
+        assert np.array_equal(outputs, pictures(scan.task, batch, self.times, self.start_frame))
+        version = scan.task.version if scan.task else ""
+        return answers(scan.kind, version, batch.video_id, batch.frames, top_of(scan), end_ts=batch.end_ts)
 
 
-def answers(kind: str, version: str, video_id: str, frames: Any, top: int) -> pa.Table:
-    rows = [row for frame in frames for row in _answer(kind, version, video_id, int(frame), top)]
+def pictures(task: TaskRecord | None, batch: Batch, times: Any, start_frame: Any) -> list[int]:
+    """The frames that the answers of a batch are made of, written out one by one."""
+    if task is None or task.name not in SAMPLING:
+        return [int(frame) for frame in batch.frames]
+    count, stride = SAMPLING[task.name]
+    last = start_frame(None, batch.video_id, batch.segment) - 1
+    last += len(times(None, batch.video_id, batch.segment))
+    return [min(int(first) + n * stride, last) for first in batch.frames for n in range(count)]
+
+
+def answers(kind: str, version: str, video_id: str, frames: Any, top: int, *, end_ts: Any = None) -> pa.Table:
+    """What a frame is answered hangs on nothing but the task's version, the video and the frame."""
+    ends = [None] * len(frames) if end_ts is None else [float(end) for end in end_ts]
+    rows = [
+        {**row, "end_ts": end}
+        for frame, end in zip(frames, ends, strict=True)
+        for row in _answer(kind, version, video_id, int(frame), top)
+    ]
     return pa.Table.from_pylist(rows, schema=output_schema(kind))
 
 
 @functools.cache
 def _answer(kind: str, version: str, video_id: str, frame: int, top: int) -> list[dict[str, Any]]:
     seed = int(hashlib.sha256(f"{version}{video_id}{frame // 7}".encode()).hexdigest()[:8], 16)
-    if kind == "classification":
+    if kind in ("classification", "action"):
         order = np.random.default_rng(seed).permutation(len(LABELS))[:top]
         return [
             {"frame": frame, "rank": rank + 1, "label": LABELS[label], "score": 1 / (2 + rank + seed % 3)}
@@ -398,6 +444,19 @@ def brute_force_sample(ts: list[Fraction], every: Fraction) -> list[int]:
     return picked
 
 
+def clip_starts(clip: Clip, task: str) -> list[int]:
+    """The first frames of a task's clips: they follow one another from each segment's first frame on."""
+    count, stride = SAMPLING[task]
+    return [frame for start, stop in clip.segments for frame in range(start, stop, count * stride)]
+
+
+def clip_end_ts(clip: Clip, task: str, first: int) -> float:
+    """The time of the last frame that the clip from `first` on stands for."""
+    count, stride = SAMPLING[task]
+    stop = next(stop for start, stop in clip.segments if start <= first < stop)
+    return clip.ts[min(first + count * stride, stop) - 1]
+
+
 @functools.cache
 def _naive_rows(clip: Clip, kind: str, version: str, options: Any) -> pa.Table:
     exact = [(pts - clip.pts[0]) * clip.time_base for pts in clip.pts]
@@ -409,7 +468,11 @@ def _naive_rows(clip: Clip, kind: str, version: str, options: Any) -> pa.Table:
     top = min(options.top, len(LABELS))
     rows = []
     name = next((task for task, number, *_ in TASKS if number == version), "")
-    for answer in answers(kind, version, clip.video_id, frames, top).to_pylist():
+    ends = None
+    if name in SAMPLING:
+        frames = clip_starts(clip, name)
+        ends = [clip_end_ts(clip, name, frame) for frame in frames]
+    for answer in answers(kind, version, clip.video_id, frames, top, end_ts=ends).to_pylist():
         frame = answer["frame"]
         segment = max(n for n, start in enumerate(clip.starts) if start <= frame)
         rows.append(
@@ -420,10 +483,16 @@ def _naive_rows(clip: Clip, kind: str, version: str, options: Any) -> pa.Table:
 
 
 def _route_of(clip: Clip, name: str, options: Any) -> dict[str, Any]:
-    if options.route is not None and name == "labels":
-        best = {"adapter": 0.95, "pixel": 0.96, "source": 1.0}
-        return {"route": options.route, "fidelity": best[options.route]}
-    known = {"labels": ("adapter", 0.95), "embed": ("adapter", None), "objects": ("pixel", 0.7)}
+    best = {
+        "labels": {"adapter": 0.95, "pixel": 0.96, "source": 1.0},
+        "actions": {"adapter": 0.90, "pixel": 0.91, "source": 1.0},
+    }
+    if options.route is not None and name in best:
+        return {"route": options.route, "fidelity": best[name][options.route]}
+    known = {
+        **{"labels": ("adapter", 0.95), "embed": ("adapter", None), "objects": ("pixel", 0.7)},
+        "actions": ("adapter", 0.90),
+    }
     route, fidelity = known.get(name, ("pixel", None))
     return {"route": route, "fidelity": fidelity}
 

@@ -27,7 +27,7 @@ def test_views_stand_beside_the_users_own_tables(snapshot: FixtureSnapshot) -> N
         assert attach_views(con, indexed(snapshot)) == VIEWS
         assert con.sql("SELECT n FROM videos JOIN mine USING (name)").fetchall() == [(5,)]
         assert con.sql("SELECT count(*) FROM segments").fetchall() == [(7,)]
-        assert con.sql("SELECT count(*) FROM nvp.tasks").fetchall() == [(3,)]
+        assert con.sql("SELECT count(*) FROM nvp.tasks").fetchall() == [(4,)]
         assert con.sql("SELECT current_database()").fetchall() == [("memory",)]
 
 

@@ -121,7 +121,7 @@ def test_names_that_only_duckdb_knows_are_checked_before_any_work(
         ("WITH videos AS (SELECT 5 AS n) SELECT n FROM videos", 5),
         ("SELECT list_sum(list_transform([1, 2], lambda x: x + 1))", 5),
         ("(SELECT 1)", 1),
-        ("SELECT count(*) FROM tasks", 3),
+        ("SELECT count(*) FROM tasks", 4),
     ],
 )
 def test_plain_sql_is_duckdbs_business(snapshot: FixtureSnapshot, sql: str, expected: int) -> None:

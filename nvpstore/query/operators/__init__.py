@@ -252,6 +252,11 @@ class TorchOperators:
         rgb = features.for_backbone().to(self.device)
         return route.task.backbone.whole(route.task.spec.prepare(rgb, size=features.size))
 
+    def embed_texts(self, task: TaskRecord, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """The task's text side on `texts`, [n, d] of unit length; None where it has none."""
+        words = self._task(task).words
+        return None if words is None else words.embed(texts).float().cpu().numpy()
+
     def rows(self, scan: Scan, outputs: Tensor | Pixels, batch: Batch) -> pa.Table:
         """The kind's columns and `frame`."""
         if scan.task is None:
