@@ -129,7 +129,7 @@ TASKS = (
     ("actions", "ac70" + "0" * 60, "action", LABELS, 2),
 )
 # Of tasks that answer for clips: how many pictures, and every how many frames one.
-SAMPLING: Mapping[str, tuple[int, int]] = {"actions": (4, 3)}
+SAMPLING: Mapping[str, tuple[int, int]] = {"actions": (4, 3), "moves": (3, 1)}
 
 
 # ---------------------------------------------------------------- the index

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.catalog.answers import StoredResult, stored_results
@@ -27,7 +29,7 @@ from nvpstore.storage.tables import decode_manifest
 from nvpstore.types import StoredObject, TaskRecord, VideoRecord
 from nvpstore.upkeep.erasure import erase_video
 from tests.catalog.conftest import SmallArchive, digest
-from tests.query.archive_fixture import LABELS, SETTINGS, CountingOperators, FakeHandle
+from tests.query.archive_fixture import LABELS, SETTINGS, CountingOperators, FakeHandle, spec_of
 
 FRAMES = 4  # of a segment
 LIST = "SELECT video_id, frame, rank, label, score FROM labels ORDER BY ALL"
@@ -42,6 +44,12 @@ class Operators(CountingOperators):
         return FakeHandle(
             video_id=video_id, segment=segment, stage=stage, start_frame=FRAMES * segment, traffic=Traffic()
         )
+
+    def times(self, snapshot: Any, video_id: str, segment: int) -> NDArray[np.float64]:
+        return (FRAMES * segment + np.arange(FRAMES)) * 0.04
+
+    def start_frame(self, snapshot: Any, video_id: str, segment: int) -> int:
+        return FRAMES * segment
 
 
 def unneeded() -> Any:
@@ -91,7 +99,7 @@ class World:
 
 
 def add_task(archive: SmallArchive, name: str, kind: Any) -> TaskRecord:
-    task = TaskRecord(name=name, version=digest(name), kind=kind, cuts=3, labels=LABELS, spec="{}")
+    task = TaskRecord(name=name, version=digest(name), kind=kind, cuts=3, labels=LABELS, spec=spec_of(name))
     stored = archive.store.put(keys.task_key(name, task.version), encode_task(task))
     archive.commit("task", name, [stored])
     return task
@@ -389,7 +397,7 @@ class TestCoverage:
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["labels", "objects", "labels(stride := 3)", "objects(every := 0.1)"]),
+        st.sampled_from(["labels", "objects", "labels(stride := 3)", "objects(every := 0.1)", "moves"]),
         st.integers(0, 23),
         st.integers(1, 12),
     ),
@@ -403,7 +411,8 @@ steps = st.lists(
 def test_any_queries_in_any_order_agree_and_compute_each_frame_once(
     tmp_path_factory: pytest.TempPathFactory, asked: Sequence[tuple[str, int, int]]
 ) -> None:
-    archive, _, _ = filled(open_store(f"memory://{keys.new_attempt()}"))
+    archive, video, _ = filled(open_store(f"memory://{keys.new_attempt()}"))
+    archive.add_routes(video, add_task(archive, "moves", "action"))
     world = World(archive, tmp_path_factory.mktemp("cache"))
     for table, first, count in asked:
         where = f"frame BETWEEN {first} AND {first + count}"

@@ -16,7 +16,7 @@ from nvpstore.query.scheduler import Cancelled
 from nvpstore.storage import keys
 from nvpstore.storage.objects import open_store
 from nvpstore.storage.ranges import RangeReader
-from tests.query.test_answers import World, filled, flip
+from tests.query.test_answers import World, add_task, filled, flip
 
 GOLDEN = Path(__file__).parent / "plans" / "partly_stored.txt"
 MIXED = "SELECT l.label, o.label FROM labels l JOIN objects o USING (video_id, frame)"
@@ -29,12 +29,15 @@ QUERIES = (
     "SELECT a.frame FROM labels a JOIN labels(stride := 3) b USING (frame, label)",
     "SELECT f.image, l.label FROM frames f JOIN labels l USING (video_id, frame)",
     MIXED,
+    "SELECT * FROM moves",
+    "SELECT m.label, l.label FROM moves m JOIN labels l USING (video_id, frame) WHERE frame > 4",
 )
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    archive, _, _ = filled(open_store(f"memory://{keys.new_attempt()}"))
+    archive, video, _ = filled(open_store(f"memory://{keys.new_attempt()}"))
+    archive.add_routes(video, add_task(archive, "moves", "action"))
     return World(archive, tmp_path / "cache")
 
 
@@ -80,6 +83,7 @@ def test_what_is_left_is_what_the_run_takes(
     monkeypatch.setattr(details, "CHUNK_SEGMENTS", chunk)
     world.ask("SELECT * FROM labels WHERE frame < 7 OR frame = 13").fetchall()
     world.ask("SELECT * FROM objects WHERE frame BETWEEN 6 AND 9").fetchall()
+    world.ask("SELECT * FROM moves WHERE frame BETWEEN 3 AND 11").fetchall()
     told = explained(world, sql)
     result = world.ask(f"EXPLAIN (ANALYZE, FORMAT json) {sql}")
     ((text,),) = result.fetchall()

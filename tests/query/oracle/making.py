@@ -21,6 +21,19 @@ OPTIONS = {
     "embed": ["", "", "every := 0.4", "stride := 4", "on_error := 'skip'"],
     "objects": ["", "", "", "every := 0.5", "stride := 2", "stride := 6"],
     "frames": ["", "every := 0.2", "stride := 10", "format := 'jpg'"],
+    "actions": [
+        *(
+            "",
+            "",
+            "",
+            "",
+            "top := 2",
+            "top := 8",
+            "min_fidelity := 0.5",
+            "route := 'pixel', on_error := 'skip'",
+        ),
+        *("route := 'source', on_error := 'skip'", "on_error := 'skip', top := 1"),
+    ],
 }
 # Thresholds lie well away from every value: ts are multiples of 0.04, 1/30 and 1001/30000, scores are 1/n.
 SECONDS = (0.105, 0.215, 0.305, 0.515, 0.745, 0.905, 1.105, 1.505, 2.105, 3.015)
@@ -45,7 +58,11 @@ class Maker:
         return f"@@{task}|{'' if plain else self.one(OPTIONS[task])}@@"
 
     def task(self) -> str:
-        return self.one(("labels", "labels", "objects", "embed"))
+        return self.one(("labels", "labels", "objects", "embed", "actions"))
+
+    def labelled(self) -> str:
+        """A task whose rows have labels and scores."""
+        return self.one(("labels", "labels", "objects", "objects", "actions"))
 
     def where(self, alias: str, task: str, *, parts: int = 2) -> str:
         """One to `parts` conditions on a task table, joined by AND."""
@@ -61,7 +78,10 @@ class Maker:
 
     def atom(self, alias: str, task: str) -> str:
         kinds = [self._time, self._frame, self._place]
-        by_task = {"labels": self._label, "objects": self._object, "embed": self._embedding}
+        by_task = {
+            **{"labels": self._label, "objects": self._object, "embed": self._embedding},
+            "actions": self._action,
+        }
         if task in by_task:
             kinds += [by_task[task]] * 2
         return self.one(kinds)(alias)
@@ -120,6 +140,16 @@ class Maker:
             ]
         )
 
+    def _action(self, a: str) -> str:
+        return self.one(
+            [
+                self._label(a),
+                f"{a}.end_ts < {self.one(SECONDS[4:])}",
+                f"{a}.end_ts - {a}.ts > 0.305",
+                f"{a}.end_ts BETWEEN {SECONDS[2]} AND {self.one(SECONDS[5:])}",
+            ]
+        )
+
     def _object(self, a: str) -> str:
         return self.one(
             [
@@ -141,7 +171,8 @@ class Maker:
 
     def key(self, a: str, task: str) -> str:
         """Columns that name a row of a task table."""
-        inner = {"labels": f", {a}.rank", "objects": f", {a}.object"}.get(task, "")
+        ranked = f", {a}.rank"
+        inner = {"labels": ranked, "actions": ranked, "objects": f", {a}.object"}.get(task, "")
         return f"{a}.video_id, {a}.frame{inner}"
 
     def columns(self, a: str, task: str) -> str:
@@ -150,6 +181,7 @@ class Maker:
             "objects": (f"{a}.label", f"{a}.box", f"{a}.box.x1 - {a}.box.x0", f"{a}.object"),
             "embed": (f"{a}.embedding", f"{a}.embedding[1]", f"list_sum({a}.embedding)"),
             "frames": (f"{a}.width", f"{a}.height", f"{a}.image"),
+            "actions": (f"{a}.label", f"{a}.score", f"{a}.end_ts", f"{a}.end_ts - {a}.ts", f"{a}.rank"),
         }[task]
         common = (f"{a}.ts", f"{a}.segment", f"{a}.route", f"{a}.fidelity", f"{a}.wall_ts", f"{a}.frame + 1")
         chosen = [self.one(own), *self.random.sample(common, self.number(0, 2))]
@@ -161,7 +193,9 @@ class Maker:
             *(f"avg({a}.frame)", f"count(*) FILTER (WHERE {a}.frame % 2 = 0)", f"stddev_pop({a}.ts)"),
             f"median({a}.frame)",
         ]
-        if task == "labels":
+        if task == "actions":
+            choices += [f"max({a}.end_ts)", f"sum({a}.end_ts - {a}.ts)"]
+        if task in ("labels", "actions"):
             choices += [
                 *(f"sum({a}.score)", f"max({a}.label)", f"count(*) FILTER ({a}.score > 0.3)"),
                 *(f"arg_max({a}.label, ({a}.ts, {a}.video_id, {a}.rank))", f"bool_or({a}.rank = 1)"),
@@ -172,6 +206,8 @@ class Maker:
         return ", ".join(f"{item} AS n{n}" for n, item in enumerate(chosen))
 
     def grouping(self, a: str, task: str) -> str:
-        own = {"labels": ["label", "rank"], "objects": ["label", "object"]}.get(task, ["segment"])
+        ranked = ["label", "rank"]
+        labelled = {"labels": ranked, "actions": ranked, "objects": ["label", "object"]}
+        own = labelled.get(task, ["segment"])
         choices = [f"{a}.{name}" for name in (*own, "video_id", "segment", "route")]
         return ", ".join(dict.fromkeys(self.random.sample(choices, self.number(1, 2))))

@@ -30,7 +30,10 @@ def time_sampling(m: Maker) -> Case:
 
 def join_of_tasks(m: Maker) -> Case:
     first, second = m.one(
-        [("labels", "objects"), ("labels", "embed"), ("objects", "labels"), ("labels", "labels")]
+        [
+            *(("labels", "objects"), ("labels", "embed"), ("objects", "labels"), ("labels", "labels")),
+            *(("actions", "labels"), ("objects", "actions")),
+        ]
     )
     on = m.one(
         [
@@ -76,7 +79,9 @@ def join_with_segments(m: Maker) -> Case:
 
 
 def left_join(m: Maker) -> Case:
-    first, second = m.one([("labels", "objects"), ("embed", "labels"), ("objects", "embed")])
+    first, second = m.one(
+        [("labels", "objects"), ("embed", "labels"), ("objects", "embed"), ("actions", "labels")]
+    )
     on = f"a.video_id = b.video_id AND a.frame = b.frame AND {m.where('b', second)}"
     end = m.one(["", " AND b.frame IS NULL", f" AND (b.frame IS NULL OR {m.atom('b', second)})"])
     text = f"SELECT a.video_id, a.frame, b.frame, b.ts FROM {m.table(first)} AS a LEFT JOIN {m.table(second)} AS b"
@@ -126,7 +131,7 @@ def exists(m: Maker) -> Case:
 
 
 def in_subquery(m: Maker) -> Case:
-    task, other = m.task(), m.one(["labels", "objects"])
+    task, other = m.task(), m.labelled()
     word = m.one(["IN", "NOT IN"])
     inner = m.one(
         [
@@ -210,7 +215,7 @@ def common_table_read_twice(m: Maker) -> Case:
 
 
 def recursive(m: Maker) -> Case:
-    step, task = m.number(1, 4), m.one(["labels", "objects"])
+    step, task = m.number(1, 4), m.labelled()
     start = m.number(0, 10)
     inner = f"SELECT r.frame + {step} FROM r JOIN {m.table(task)} AS c ON c.frame = r.frame + {step} WHERE {m.where('c', task)} AND r.frame < 90"
     return _rows(
@@ -220,7 +225,8 @@ def recursive(m: Maker) -> Case:
 
 def asof_join(m: Maker) -> Case:
     task, kind = m.task(), m.one(["ASOF JOIN", "ASOF LEFT JOIN"])
-    unique = {"labels": " AND rank = 1", "objects": " AND object = 0"}.get(task, "")
+    first = " AND rank = 1"
+    unique = {"labels": first, "actions": first, "objects": " AND object = 0"}.get(task, "")
     right = f"(SELECT * FROM {m.table(task)} AS x WHERE {m.where('x', task)}{unique})"
     text = f"SELECT s.video_id, s.segment, c.frame, c.ts FROM segments s {kind} {right} AS c"
     return _rows(

@@ -36,7 +36,7 @@ def having(m: Maker) -> Case:
 
 
 def grouping_sets(m: Maker) -> Case:
-    task = m.one(["labels", "objects"])
+    task = m.labelled()
     sets = m.one(
         [
             "ROLLUP (c.video_id, c.label)",
@@ -89,7 +89,7 @@ def qualify(m: Maker) -> Case:
 
 
 def distinct(m: Maker) -> Case:
-    task = m.one(["labels", "objects"])
+    task = m.labelled()
     text = m.one(
         [
             f"SELECT DISTINCT c.label, c.segment FROM {m.table(task)} AS c WHERE {m.where('c', task)}",
@@ -167,7 +167,7 @@ def sample(m: Maker) -> Case:
 
 
 def pivot(m: Maker) -> Case:
-    task = m.one(["labels", "objects"])
+    task = m.labelled()
     two = ", ".join(f"'{label}'" for label in m.random.sample(LABELS, 2))
     source = f"(SELECT video_id, segment, label, frame FROM {m.table(task)} AS c WHERE {m.where('c', task)})"
     text = m.one(
@@ -198,7 +198,7 @@ def lateral(m: Maker) -> Case:
 
 
 def values(m: Maker) -> Case:
-    task = m.one(["labels", "objects"])
+    task = m.labelled()
     rows = ", ".join(f"({m.number(0, 90)}, '{m.one(LABELS)}')" for _ in range(m.number(2, 6)))
     text = m.one(
         [
@@ -228,7 +228,7 @@ def stars(m: Maker) -> Case:
 
 
 def expressions(m: Maker) -> Case:
-    task = m.one(["labels", "objects"])
+    task = m.labelled()
     item = m.one(
         [
             *(
@@ -261,7 +261,7 @@ def expressions(m: Maker) -> Case:
 
 
 def parameters(m: Maker) -> Case:
-    task, params = m.one(["labels", "objects"]), {}
+    task, params = m.labelled(), {}
     kind = m.number(0, 2)
     table = m.table(task)
     if kind == 0:
@@ -277,7 +277,7 @@ def parameters(m: Maker) -> Case:
 
 
 def given_tables(m: Maker) -> Case:
-    task = m.one(["labels", "objects", "labels"])
+    task = m.labelled()
     rows = m.number(1, 12)
     watch = pa.table(
         {

@@ -15,7 +15,7 @@ from tests.query.oracle.shaping import SHAPING
 from tests.query.oracle.world import Case, World
 
 CONSTRUCTS = {**READING, **SHAPING}
-EACH = 15
+EACH = 20
 SEED = 20261121
 
 

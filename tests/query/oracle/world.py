@@ -17,6 +17,7 @@ from nvpstore.query.relation import relation_schema
 from tests.query.archive_fixture import (
     CLIPS,
     LABELS,
+    SAMPLING,
     Clip,
     CountingOperators,
     FixtureSnapshot,
@@ -24,19 +25,26 @@ from tests.query.archive_fixture import (
     ask,
     brute_force_sample,
     build_index,
+    clip_end_ts,
+    clip_starts,
 )
 
-KINDS = {"labels": "classification", "embed": "embedding", "objects": "detection", "frames": "frames"}
+KINDS = {
+    **{"labels": "classification", "embed": "embedding", "objects": "detection", "frames": "frames"},
+    "actions": "action",
+}
 VERSIONS = {
     "labels": "9c21" + "0" * 60,
     "embed": "e0e0" + "0" * 60,
     "objects": "0b0b" + "0" * 60,
+    "actions": "ac70" + "0" * 60,
     "frames": "",
 }
 # Whose routes differ from the others': one with poor adapters, one with the original alone.
 POOR = ("a" * 32, 2)
 UNFITTED = ("b" * 32, 1)
 
+_ACTION_ROUTES = {"adapter": ("adapter", 0.9), "pixel": ("pixel", 0.91), "source": ("source", 1.0)}
 _TABLE = re.compile(r"@@(\w+)\|(.*?)@@")
 
 
@@ -117,14 +125,18 @@ def _engine_views(views: Mapping[str, str]) -> dict[str, str]:
 
 
 def full_table(task: str, options: str) -> pa.Table:
-    """All rows of a task table: every frame that `every` or `stride` keeps, of every video."""
+    """All rows of a task table: every frame that `every` or `stride` keeps, or every clip, of every video."""
     values = dict(re.findall(r"(\w+) := '?([\w.]+)", options))
     kind = KINDS[task]
     top = min(int(values.get("top", 5)), len(LABELS))
     rows = []
     for clip in CLIPS:
-        found = answers(kind, VERSIONS[task], clip.video_id, _frames(clip, values), top).to_pylist()
-        for row in found:
+        frames, ends = _frames(clip, values), None
+        if task in SAMPLING:
+            frames = clip_starts(clip, task)
+            ends = [clip_end_ts(clip, task, frame) for frame in frames]
+        found = answers(kind, VERSIONS[task], clip.video_id, frames, top, end_ts=ends)
+        for row in found.to_pylist():
             frame = row["frame"]
             segment = max(n for n, start in enumerate(clip.starts) if start <= frame)
             route = _route(clip, segment, task, values)
@@ -153,6 +165,8 @@ def _route(clip: Clip, segment: int, task: str, values: Mapping[str, str]) -> tu
         return ("adapter", None)
     if task == "objects":
         return ("pixel", 0.7)
+    if task == "actions":
+        return _ACTION_ROUTES[asked or "adapter"] if asked != "source" or clip.source else None
     key = (clip.video_id, segment)
     if asked == "source" or key == UNFITTED:
         fits = asked in (None, "source") and clip.source
