@@ -48,12 +48,16 @@ if TYPE_CHECKING:
     from nvpstore.ingest.adding import KeepAdded
     from nvpstore.ingest.estimate import Estimate
     from nvpstore.ingest.pipeline import IngestProgress, KeepSource
+    from nvpstore.ingest.training import TrainedVideo
     from nvpstore.query.operators import TorchOperators
+    from nvpstore.upkeep.tasks import AddedTask
 
 T = TypeVar("T")
 
 DEFAULT_TASKS = ("labels",)
 DEFAULT_PRESET = "demo"
+DEFAULT_SHARE = 0.05  # of a segment's frames, for later tasks to learn from
+DEFAULT_MEASURED = 256  # others a segment, to judge by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +222,56 @@ class Archive:
             cache=self._originals(),
         )
         return self._written(video_id, tasks, new=new)
+
+    def add_task(self, name: str, **described: Any) -> AddedTask:
+        """Register a task: the built-in one of that name, or as `described` by fields of `TaskRequest`.
+
+        These are `like` (a built-in task), `provider`, `model`, `kind`, `size`, `fit`, `mean`, `std`, `clip`,
+        `labels`, `options`; `weights` (a file of tensors, which the archive keeps) or `seed` (drawn at
+        random) where no package brings any; `new_version` for a name that is there. Originals answer it at
+        once; `train_task` makes it cheap. Raises UsageError for names and descriptions that no task can have,
+        TaskError where model, weights and labels do not fit each other.
+        """
+        from nvpstore.upkeep.tasks import TaskRequest, add_task
+
+        return add_task(self.catalog, TaskRequest(name=name, **described))
+
+    def train_task(
+        self,
+        name: str,
+        *,
+        videos: str | None = None,
+        share: float = DEFAULT_SHARE,
+        measured: int = DEFAULT_MEASURED,
+        device: str = "auto",
+        again: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[IngestProgress], None] | None = None,
+    ) -> list[TrainedVideo]:
+        """Give fitted videos routes for a task: those without, or with `again` all.
+
+        `videos` is an SQL predicate over the columns of the `videos` view. The backbone is asked about a
+        `share` of each segment's frames to learn from, and about at most `measured` others to judge by. Each
+        video is visible at once as a whole; killed anywhere, a rerun goes on. `dry_run` writes nothing: it
+        measures one segment and scales that up. Raises TaskError for an unknown task, QueryError for a wrong
+        predicate; what goes wrong with one video is said in its row.
+        """
+        from nvpstore.ingest.training import TrainingRequest, train_task
+
+        request = TrainingRequest(share=share, measured=measured, device=device, again=again)
+        chosen = self.videos_where(videos)
+        trained = train_task(
+            self.catalog,
+            name,
+            chosen,
+            request,
+            reader=self._new_operators(),
+            dry_run=dry_run,
+            on_progress=progress,
+        )
+        if not dry_run:
+            self._committed()
+        return trained
 
     def original(self, ref: str) -> Path:
         """A file with the original's bytes on this machine: the file itself, or a copy in the cache.
@@ -428,7 +482,11 @@ class Archive:
             return [registered[name] for name in sorted(registered)]
         from nvpstore.tasks.registry import describe_available
 
-        known = [task for task in describe_available() if task["name"] not in registered]
+        known = [
+            {**task, "weights": "package" if task["version"] else None}
+            for task in describe_available()
+            if task["name"] not in registered
+        ]
         return sorted([*registered.values(), *known], key=lambda row: str(row["name"]))
 
     def task(self, name: str) -> dict[str, Any]:
@@ -436,10 +494,11 @@ class Archive:
         name, _, version = name.partition("@")
         snapshot = self.catalog.snapshot()
         if version or name in {task.name for task in snapshot.tasks()}:
-            return asdict(snapshot.task(name, version or None))
+            record = snapshot.task(name, version or None)
+            return {**asdict(record), "weights": snapshot.weights_of(record)}
         from nvpstore.tasks.registry import builtin_spec, load
 
-        return asdict(load(builtin_spec(name)).record())
+        return {**asdict(load(builtin_spec(name)).record()), "weights": "package"}
 
     def frames(
         self, ref: str, *, start: float | None = None, end: float | None = None, batch_frames: int = 16
@@ -528,9 +587,10 @@ class Archive:
             "SELECT DISTINCT task FROM idx.store.routes WHERE video_id = $id", {"id": video_id}
         )
         stored = {row["task"] for row in rows}
-        if missing := [task for task in tasks if task not in stored]:
+        if missing := [task for task in tasks if task.partition("@")[0] not in stored]:
             raise UsageError(
-                f"{video_id} is stored without routes for {', '.join(missing)}: ingest it with --refit"
+                f"{video_id} is stored without routes for {', '.join(missing)}: train them on it "
+                "(nvp tasks train), or ingest it with --refit"
             )
 
     def _summary(self, video_id: str, *, already_stored: bool) -> VideoSummary:
@@ -565,19 +625,22 @@ class Archive:
         return ask(self.catalog.snapshot())
 
     def _torch_operators(self) -> TorchOperators:
+        with self._making:
+            if self._operators is None:
+                self._operators = self._new_operators()
+            return self._operators
+
+    def _new_operators(self) -> TorchOperators:
         # Here, so that planning and catalog queries never pay for torch.
         from nvpstore.query.operators import TorchOperators
 
-        with self._making:
-            if self._operators is None:
-                self._operators = TorchOperators(
-                    self.store,
-                    threads=self.settings.threads,
-                    cache_dir=self.catalog.folder,
-                    cache_bytes=self.settings.cache_bytes,
-                    ahead_bytes=Limits(memory_bytes=self.settings.memory_bytes).ahead_bytes,
-                )
-            return self._operators
+        return TorchOperators(
+            self.store,
+            threads=self.settings.threads,
+            cache_dir=self.catalog.folder,
+            cache_bytes=self.settings.cache_bytes,
+            ahead_bytes=Limits(memory_bytes=self.settings.memory_bytes).ahead_bytes,
+        )
 
 
 def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:

@@ -48,7 +48,9 @@ class StoredSegment(Protocol):
 
 
 class Reader(Protocol):
-    """Reads an archive as queries do (query.operators)."""
+    """Reads an archive as queries do (query.operators), to `device`."""
+
+    device: str
 
     def fetch(self, snapshot: Snapshot, video_id: str, segment: int, stage: str) -> StoredSegment: ...
 

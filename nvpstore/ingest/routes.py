@@ -55,7 +55,10 @@ class RouteSettings:
 
 
 class TaskTerms:
-    """Makes one joint term a task, of the pair that ranks best so far (a codec.fit.TermsFactory)."""
+    """Makes one joint term a task, of the pair that ranks best so far (a codec.fit.TermsFactory).
+
+    A task none of whose pairs would pay has no term.
+    """
 
     def __init__(
         self, references: Sequence[References], arch: Architecture, *, device: str, seed: int
@@ -65,15 +68,18 @@ class TaskTerms:
     def __call__(
         self, decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None
     ) -> Sequence[JointTerm]:
-        saved: Sequence[str | None] = choices or [None] * len(self.references)
-        return [
-            self._term(decoder, latents, refs, choice)
-            for refs, choice in zip(self.references, saved, strict=True)
-        ]
+        saved = iter(choices or ())
+        terms = []
+        for refs in self.references:
+            pairs = Pairs(decoder, latents, refs, self.arch, seed=self.seed)
+            # Which tasks have pairs depends on sizes alone: a resumed fit finds the same ones.
+            if ranked := pairs.ranked():
+                candidate = _candidate_from(next(saved)) if choices else ranked[0]
+                terms.append(self._term(pairs, candidate))
+        return terms
 
-    def _term(self, decoder: Decoder, latents: Tensor, refs: References, choice: str | None) -> AdapterTerm:
-        pairs = Pairs(decoder, latents, refs, self.arch, seed=self.seed)
-        candidate = _candidate_from(choice) if choice else pairs.ranked()[0]
+    def _term(self, pairs: Pairs, candidate: Candidate) -> AdapterTerm:
+        refs = pairs.refs
         targets = refs.targets(candidate.cut)
         task = refs.task.on(self.device)  # references stay on the CPU, the fit may not
         start = pairs.from_ridge(candidate).normalised([FeatureScale(t) for t in targets])

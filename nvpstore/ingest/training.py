@@ -14,27 +14,25 @@ from nvpstore.catalog import Catalog, IndexedVideo, Snapshot
 from nvpstore.errors import CommitDropped, NvpError, UsageError
 from nvpstore.ingest.layout import adapter_ranges, laid_out
 from nvpstore.ingest.learning import Learned, Learning, Reader, Reference
+from nvpstore.ingest.named import named_task, register_once
 from nvpstore.ingest.pipeline import IngestProgress, OnProgress
-from nvpstore.ingest.writer import one_at_a_time
+from nvpstore.ingest.writer import one_at_a_time, usable_device
 from nvpstore.routing.choice import choose
 from nvpstore.storage.commit import commit_routes
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import SegmentRecord, TaskRoutes
 
-SHARE = 0.05
-MEASURED = 256  # pictures a segment
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRequest:
-    """A `share` of each segment's frames to learn from, at most `measured` others to judge by.
-
-    With `again` videos that have routes of the task are trained, too.
+    """A `share` of each segment's frames to learn from, at most `measured` others to judge by, on `device`
+    ("auto", "cpu" or "cuda"). With `again` videos that have routes of the task are trained, too.
     """
 
-    share: float = SHARE
-    measured: int = MEASURED
-    again: bool = False
+    share: float
+    measured: int
+    device: str
+    again: bool
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -77,6 +75,30 @@ class _Waiting:
     @property
     def frames(self) -> int:
         return sum(self.lengths)
+
+
+def train_task(
+    catalog: Catalog,
+    name: str,
+    video_ids: Sequence[str],
+    request: TrainingRequest,
+    *,
+    reader: Reader,
+    dry_run: bool,
+    on_progress: OnProgress | None,
+) -> list[TrainedVideo]:
+    """Train the task called `name` on those of the videos that need it, or only estimate that.
+
+    A built-in task is registered. Raises TaskError for an unknown one, UsageError for a device that is not
+    there.
+    """
+    reader.device = usable_device(request.device)
+    task = named_task(catalog, name, device=reader.device)
+    training = Training(catalog, task, reader, request, on_progress)
+    if dry_run:
+        return training.estimate(video_ids)
+    register_once(catalog, task)
+    return training.run(video_ids)
 
 
 class Training:

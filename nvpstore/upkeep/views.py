@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
-
-import duckdb
-import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
 from nvpstore.catalog import Catalog, Snapshot
-from nvpstore.errors import CommitDropped, QueryError, UsageError
+from nvpstore.errors import CommitDropped, UsageError
 from nvpstore.query.bound import check_binds
 from nvpstore.query.index import load_tasks
-from nvpstore.query.names import check_given
 from nvpstore.query.parse import parse
 from nvpstore.query.safety import lock_down
 from nvpstore.query.views import MAX_VIEWS, load_views
@@ -24,6 +17,7 @@ from nvpstore.storage import keys
 from nvpstore.storage.documents import encode_view
 from nvpstore.storage.log import LogDraft
 from nvpstore.types import SavedView
+from nvpstore.upkeep.naming import check_table_name
 
 _TRIES = 20  # others' changes of views and tasks between our reading and our writing
 _CHECK_MEMORY = "256MiB"  # nothing is read
@@ -86,46 +80,8 @@ def _check(snapshot: Snapshot, name: str, sql: str, *, reserved: Collection[str]
         lock_down(con, memory_limit=_CHECK_MEMORY, threads=1)
         tasks, saved = load_tasks(con), load_views(con, snapshot)
         names = {task.name for task in tasks}
-        _check_name(name, tasks=names, reserved=reserved)
+        promised = dict.fromkeys(reserved, "it is a task that the archive may get")
+        check_table_name(name, what="view", tasks=names, taken=promised)
         if name not in saved and len(saved) >= MAX_VIEWS:
             raise UsageError(f"view {name}: an archive has at most {MAX_VIEWS} views, as this one has")
         check_binds(con, parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql}), tasks)
-
-
-def _check_name(name: str, *, tasks: Collection[str], reserved: Collection[str]) -> None:
-    keys.check_name(name)
-    try:
-        check_given([name], tasks=tasks)
-    except QueryError as cause:
-        raise _refused(name, str(cause)) from None
-    if name in reserved:
-        raise _refused(name, "it is a task that the archive may get")
-    if name in _words_of_sql() or not _is_read_as_a_table(name):
-        raise _refused(name, "it is a word or a table function of SQL")
-
-
-def _refused(name: str, why: str) -> UsageError:
-    return UsageError(
-        f"no view can be called {name!r}: {why}. "
-        "Allowed is a lowercase letter, then up to 62 of a-z 0-9 _, where that means nothing else"
-    )
-
-
-@cache
-def _words_of_sql() -> frozenset[str]:
-    """Keywords that DuckDB reserves somewhere, and its table functions."""
-    words = (
-        "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved' UNION "
-        "SELECT function_name FROM duckdb_functions() WHERE function_type IN ('table', 'table_macro')"
-    )
-    with duckdb.connect(":memory:") as con:
-        return frozenset(word for (word,) in con.execute(words).fetchall())
-
-
-def _is_read_as_a_table(name: str) -> bool:
-    try:
-        tree = sqlglot.parse_one(f"SELECT * FROM {name}", read="duckdb")
-    except SqlglotError:
-        return False
-    table = tree.find(exp.Table)
-    return table is not None and table.name == name and isinstance(table.this, exp.Identifier)

@@ -1,0 +1,110 @@
+"""Which pictures are learned from and which are judged by: shares, spread, and that they never meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvpstore.ingest.units import Gathering, UnitPlan, units_at_ingest, units_to_train
+from nvpstore.tasks.recipes import RECIPES
+from nvpstore.tasks.registry import spec_of
+from nvpstore.tasks.spec import Clip, TaskSpec
+
+
+def task(clip: Clip | None = None) -> TaskSpec:
+    name = "resnet50" if clip is None else "i3d_r50"
+    return spec_of(name, RECIPES[name], weights_sha256="", clip=clip)
+
+
+PICTURES = task()
+clips = st.builds(Clip, frames=st.integers(2, 6), stride=st.integers(1, 4))
+lengths = st.integers(1, 150)
+
+
+def pictures(plan: UnitPlan, seen: bool) -> set[int]:
+    return set(plan.frames[plan.seen == seen].flatten().tolist())
+
+
+class TestPictures:
+    @given(frames=lengths, share=st.floats(0.01, 1), measured=st.integers(0, 40))
+    def test_a_share_is_seen_and_so_many_others_are_not(
+        self, frames: int, share: float, measured: int
+    ) -> None:
+        plan = units_to_train(PICTURES, frames=frames, share=share, measured=measured)
+        assert plan.taught == len(pictures(plan, seen=True)) == max(1, round(share * frames))
+        assert plan.judged == len(pictures(plan, seen=False)) == min(measured, frames - plan.taught)
+        assert not pictures(plan, seen=True) & pictures(plan, seen=False)
+        assert plan.pictures == tuple(sorted(set(plan.frames.flatten().tolist())))
+        assert set(plan.pictures) <= set(range(frames))
+
+    def test_those_that_are_seen_are_spread_over_the_segment(self) -> None:
+        plan = units_to_train(PICTURES, frames=100, share=0.05, measured=10)
+        assert sorted(pictures(plan, seen=True)) == [10, 30, 50, 70, 90]
+        judged = sorted(pictures(plan, seen=False))
+        gaps = [b - a for a, b in zip([0, *judged], [*judged, 100], strict=True)]
+        assert max(gaps) <= 12
+
+    @given(start=st.integers(0, 99), frames=lengths)
+    def test_at_ingest_every_second_frame_of_the_video_is_seen(self, start: int, frames: int) -> None:
+        plan = units_at_ingest(PICTURES, start_frame=start, frames=frames)
+        assert plan.frames.flatten().tolist() == list(range(frames))
+        assert plan.seen.tolist() == [(start + i) % 2 == 0 for i in range(frames)]
+
+
+class TestClips:
+    @given(clip=clips, frames=lengths, share=st.floats(0.01, 1), measured=st.integers(0, 40))
+    def test_later_tasks_ask_about_the_clips_that_queries_ask_about(
+        self, clip: Clip, frames: int, share: float, measured: int
+    ) -> None:
+        plan = units_to_train(task(clip), frames=frames, share=share, measured=measured)
+        count = -(-frames // clip.span)
+        assert set(plan.frames[:, 0].tolist()) <= set(range(0, frames, clip.span))
+        assert int(plan.seen.sum()) == max(1, round(share * count))
+        unseen = len(plan.seen) - int(plan.seen.sum())
+        assert unseen <= max(1, measured // clip.frames)
+        assert (unseen > 0) == (measured > 0 and int(plan.seen.sum()) < count)
+        assert not pictures(plan, seen=True) & pictures(plan, seen=False)
+
+    @given(clip=clips, frames=lengths, start=st.integers(0, 9))
+    def test_at_ingest_the_last_part_is_not_seen(self, clip: Clip, frames: int, start: int) -> None:
+        plan = units_at_ingest(task(clip), start_frame=start, frames=frames)
+        seen, unseen = pictures(plan, seen=True), pictures(plan, seen=False)
+        assert seen
+        assert bool(unseen) == (frames >= 2 * clip.span)
+        assert max(seen) < min(unseen, default=frames)
+        assert max(unseen, default=0) < frames
+
+    def test_pictures_are_a_clips_own_and_the_last_one_fills_it_up(self) -> None:
+        plan = units_to_train(task(Clip(frames=3, stride=2)), frames=9, share=1.0, measured=0)
+        assert plan.frames.tolist() == [[0, 2, 4], [6, 8, 8]]
+
+
+class TestGathering:
+    @given(
+        clip=st.none() | clips,
+        frames=lengths,
+        share=st.floats(0.05, 1),
+        batch=st.integers(1, 20),
+        all_of=st.booleans(),
+    )
+    def test_every_unit_comes_once_with_its_own_pictures(
+        self, clip: Clip | None, frames: int, share: float, batch: int, all_of: bool
+    ) -> None:
+        plan = units_to_train(task(clip), frames=frames, share=share, measured=12)
+        gathering, came = Gathering(plan), []
+        positions = list(range(frames)) if all_of else list(plan.pictures)
+        for first in range(0, len(positions), batch):
+            part = positions[first : first + batch]
+            rgb = torch.tensor(part)[:, None, None, None].expand(-1, 3, 1, 1)
+            for units, found in gathering.add(part, rgb):
+                assert torch.equal(found[:, 0, 0, 0].reshape(len(units), -1), plan.frames[units])
+                came += units.tolist()
+        assert sorted(came) == list(range(len(plan.seen)))
+        assert not gathering._kept
+
+
+def test_units_and_their_marks_are_as_many() -> None:
+    with pytest.raises(ValueError, match="frames"):
+        UnitPlan(frames=torch.zeros(3, 1), seen=torch.zeros(2))
