@@ -8,7 +8,7 @@ from dataclasses import replace
 from nvpstore.errors import QueryError
 from nvpstore.query.clips import clip_of
 from nvpstore.query.names import FRAMES
-from nvpstore.query.options import TableOptions, suggestion
+from nvpstore.query.options import DEFAULT_TOP, suggestion
 from nvpstore.query.parse import TaskTable
 from nvpstore.query.text_calls import EMBED_TEXT, TextCall
 from nvpstore.types import TaskRecord
@@ -19,7 +19,7 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     if table.task == FRAMES:
         return None
     task, top = _version(table, tasks, what="table"), table.options.top
-    if task.labels and top > len(task.labels) and table.options != TableOptions():
+    if task.labels and top > len(task.labels) and top != DEFAULT_TOP:
         raise QueryError(f"{table.where}: top := {top}: {task.name} has {len(task.labels)} labels")
     return task
 
