@@ -56,9 +56,7 @@ class Vectors:
 VECTORS = Vectors()
 
 
-def with_texts(
-    query: Query, tasks: Sequence[TaskRecord], embed: Embed, *, vectors: Vectors = VECTORS
-) -> Query:
+def with_texts(query: Query, tasks: Sequence[TaskRecord], embed: Embed) -> Query:
     """`query` with the vectors of its texts in it. `tasks` newest first; `embed` is called once a task.
 
     Raises QueryError, with line and column: an unknown version, a task of another kind than embeddings, one
@@ -70,18 +68,16 @@ def with_texts(
     found: dict[tuple[str, str], Vector] = {}
     for task in {task.version: task for task in meant}.values():
         calls = [call for call, of in zip(query.texts, meant, strict=True) if of == task]
-        found |= {(task.version, text): vector for text, vector in _asked(task, calls, embed, vectors)}
+        found |= {(task.version, text): vector for text, vector in _asked(task, calls, embed)}
     values = [found[(task.version, call.text)] for call, task in zip(query.texts, meant, strict=True)]
     return replace(query, tree=put_vectors(query.tree, values))
 
 
-def _asked(
-    task: TaskRecord, calls: Sequence[TextCall], embed: Embed, vectors: Vectors
-) -> list[tuple[str, Vector]]:
+def _asked(task: TaskRecord, calls: Sequence[TextCall], embed: Embed) -> list[tuple[str, Vector]]:
     texts = list(dict.fromkeys(call.text for call in calls))
     where = calls[0].where
     try:
-        found = vectors.of(task, texts, embed)
+        found = VECTORS.of(task, texts, embed)
     except NvpError as cause:
         raise type(cause)(f"{where}: {EMBED_TEXT}: {cause}") from cause
     if found is None:
