@@ -194,10 +194,11 @@ class TestReruns:
         assert number(archive) == before
 
     def test_again_puts_new_routes_in_the_place_of_the_old(self, archive: Archive) -> None:
-        archive.train_task("looks", device="cpu", share=0.1)
+        first = only(archive.train_task("looks", device="cpu", share=0.1))
         before = archive.catalog.snapshot()
-        row = only(archive.train_task("looks", device="cpu", share=0.5, again=True))
-        assert (row.state, row.trained_frames) == ("trained", CLIP_FRAMES // 2)
+        row = only(archive.train_task("looks", device="cpu", share=0.3, again=True))
+        assert row.state == "trained"
+        assert row.trained_frames > first.trained_frames
         now = archive.catalog.snapshot()
         assert now.number == before.number + 1
         version = archive.task("looks")["version"]
