@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nvpstore.errors import TaskError
 from nvpstore.tasks.preprocessing import Preprocessing
 from nvpstore.types import TaskKind
+
+PREPARED_AT_ONCE = 4  # pictures of clips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +78,13 @@ class TaskSpec:
 
         `size` is the video's (height, width) where the pictures have been stretched to another.
         """
-        x = self.preprocessing.apply(rgb_tchw, size=size)
+        if self.clip is None:
+            return self.preprocessing.apply(rgb_tchw, size=size)
+        # A clip's pictures as floats at source size would be gigabytes.
+        parts = [self.preprocessing.apply(part, size=size) for part in rgb_tchw.split(PREPARED_AT_ONCE)]
         # (U·T)x3xHxW -> UxTx3xHxW -> Ux3xTxHxW
-        return x if self.clip is None else x.unflatten(0, (-1, self.clip.frames)).transpose(1, 2)
+        clips: Tensor = torch.cat(parts).unflatten(0, (-1, self.clip.frames)).transpose(1, 2)
+        return clips
 
     def to_json(self) -> str:
         return json.dumps(_lean(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

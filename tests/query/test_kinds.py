@@ -172,6 +172,16 @@ def picture(png: bytes) -> NDArray[Any]:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
+def test_a_clip_s_pictures_are_prepared_one_by_one(kinds: Kinds, pictures: Pictures) -> None:
+    spec = kinds.tasks["moves"].spec
+    asked = [frame for unit in units(kinds.tasks["moves"], kinds.segments[0]) for frame in unit]
+    clips = spec.prepare(pictures["source"][asked])
+    assert clips.shape == (2, 3, 4, 32, 32)
+    for n, frame in enumerate(asked):
+        alone = spec.preprocessing.apply(pictures["source"][frame][None])[0]
+        assert torch.equal(clips[n // 4, :, n % 4], alone)
+
+
 class TestWhatRowsMean:
     """By what is known of the models, not by their heads."""
 
