@@ -15,8 +15,8 @@ class Route:
     """One way to answer a task on a segment. Read from the index, consumed by `Operators`.
 
     `stages` are tapped ([] for a source route); the deepest, `stage`, decides the fetch. `gflops` is a
-    frame's whole path, `decode_gflops` the part up to `stage`. `prefix_bytes` and `latents_bytes` are what
-    the segment's fetch takes. `adapter` is the row group of a micro adapter.
+    frame's (clip's) whole path, `decode_gflops` the part up to `stage`, of one picture. `prefix_bytes` and
+    `latents_bytes` are what the segment's fetch takes. `adapter` is the row group of a micro adapter.
     """
 
     video_id: str
