@@ -96,6 +96,11 @@ def test_an_entry_comes_back_from_its_bytes() -> None:
             draft("routes", objects=(routes_object("1" * 64),)),
             "other routes",
         ),
+        (
+            draft("routes", objects=(routes_object("1" * 64),)),
+            draft("routes", objects=(routes_object("1" * 64),)),
+            "others stored routes of the task",
+        ),
     ],
 )
 def test_a_newer_entry_refuses_what_it_makes_pointless(
@@ -119,6 +124,10 @@ def test_a_newer_entry_refuses_what_it_makes_pointless(
         (draft("results", objects=(ANSWERS,)), draft("results", OTHER, objects=(result_object(OTHER),))),
         (draft("results", objects=(ANSWERS,)), draft("routes", objects=(routes_object("4" * 64),))),
         (draft("results", objects=(ANSWERS,)), draft("meta", objects=(meta_object(VIDEO),))),
+        (
+            draft("routes", objects=(routes_object("1" * 64),)),
+            draft("routes", objects=(routes_object("4" * 64),)),
+        ),
         (draft("task", "labels"), draft("erase")),
         (draft("task", "labels"), draft("view", "labels")),
         (draft("view", "night"), draft("video")),

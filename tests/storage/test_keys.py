@@ -28,6 +28,7 @@ def test_every_key_is_spelled_as_designed_and_parses_back() -> None:
         keys.decoder_key(HEX): f"decoders/{HEX}.parquet",
         keys.archive_adapters_key(HEX, ATTEMPT): f"adapters/{HEX}/{ATTEMPT}.parquet",
         keys.task_key("labels", HEX): f"tasks/labels/{HEX}.json",
+        keys.task_weights_key("labels", HEX): f"tasks/labels/{HEX}.safetensors",
         keys.view_key("night", ATTEMPT): f"views/night/{ATTEMPT}.json",
         keys.result_key(VIDEO, HEX, HEX[:32], ATTEMPT, HEX): (
             f"results/{VIDEO}/{HEX}/{HEX[:32]}/{ATTEMPT}-{HEX}.parquet"
