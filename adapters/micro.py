@@ -175,8 +175,8 @@ class FeatureScale:
     def __init__(self, features: Tensor) -> None:
         over = (0, *range(2, features.ndim))
         self.mean = features.mean(dim=over)
-        # A channel that is silent on these frames must not blow up small errors.
-        self.std = features.std(dim=over).clamp_min(1e-2 * float(features.std()) + 1e-6)
+        # A channel that is silent here must not blow up small errors; one token alone has no spread.
+        self.std = features.std(dim=over, correction=0).clamp_min(1e-2 * float(features.std()) + 1e-6)
 
     def cpu(self) -> FeatureScale:
         self.mean, self.std = self.mean.cpu(), self.std.cpu()

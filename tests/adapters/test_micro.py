@@ -137,3 +137,10 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
         (gradient,) = torch.autograd.grad(loss, stage, retain_graph=True)
         assert float(gradient.abs().sum()) > 0
     assert all(p.grad is None for p in backbone.graph.parameters())
+
+
+def test_one_token_alone_has_a_scale() -> None:
+    token = torch.randn(1, 8, 1)
+    scale = FeatureScale(token)
+    assert torch.isfinite(scale.std).all()
+    torch.testing.assert_close(scale.restore(scale.normalise(token)), token)

@@ -155,19 +155,33 @@ class TestTraining:
         rows = archive.sql(ANSWERS.format("")).fetchall()
         assert {r[1:3] for r in rows} == {("adapter", None)}
 
-    def test_a_task_that_cannot_be_cut_is_measured_by_pixels(self, micro: Micro, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "described",
+        [
+            {**VECTORS, "kind": "classification", "labels": ["a", "b"]},
+            {
+                **{"provider": "torchvision", "model": "lraspp_mobilenet_v3_large", "kind": "segmentation"},
+                **{"size": (64, 96), "labels": ["sky", "road"], "seed": 2},
+            },
+            # Its class token, of the one frame that is seen, has no spread.
+            {"like": "vit_b16", "model": "vit_tiny_patch16_224", "size": (64, 64), "seed": 3},
+        ],
+        ids=["classification", "segmentation", "tokens"],
+    )
+    def test_other_kinds_are_trained_too(
+        self, micro: Micro, tmp_path: Path, described: dict[str, Any]
+    ) -> None:
         archive = micro.copy(tmp_path)
-        archive.add_task("signs", **{**VECTORS, "kind": "classification", "labels": ["a", "b"]})
-        archive.add_task(
-            "grounds", provider="torchvision", model="lraspp_mobilenet_v3_large", kind="segmentation",
-            size=(64, 96), labels=["sky", "road"], seed=2,
-        )  # fmt: skip
-        for name in ("signs", "grounds"):
-            row = only(archive.train_task(name, device="cpu"))
-            assert row.state == "trained"
-            assert row.fidelity is not None
-        areas = archive.sql("SELECT frame, sum(area) FROM grounds(route := 'pixel') GROUP BY 1").fetchall()
-        assert len(areas) == CLIP_FRAMES
+        archive.add_task("other", **described)
+        row = only(archive.train_task("other", device="cpu", share=0.01))
+        assert (row.state, row.trained_frames) == ("trained", row.segments)
+        assert row.fidelity is not None
+        assert 0 <= row.fidelity <= 1
+        found = archive.sql("SELECT route, fidelity FROM routes WHERE task = 'other'").fetchall()
+        assert {route for route, _ in found} == {"adapter", "pixel", "source"}
+        assert all(0 <= fidelity <= 1 for _, fidelity in found)
+        answered = archive.sql("SELECT DISTINCT frame FROM other(route := 'adapter')").fetchall()
+        assert len(answered) == CLIP_FRAMES
 
     def test_clips_are_trained_on_and_answered(self, micro: Micro, tmp_path: Path) -> None:
         archive = micro.copy(tmp_path)
