@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvpstore.archive import Archive
-from nvpstore.ingest.references import TRAIN_EVERY
+from nvpstore.ingest.units import TRAIN_EVERY
 from nvpstore.tasks.heads import CONFIDENT
 
 HOLD_EVERY = 25  # frames that "last answer held" repeats an answer for
