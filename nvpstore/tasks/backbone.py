@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nvpstore.errors import TaskError
+from nvpstore.tasks.flops import gflops
 
 # Early layers of more frames than this fall out of a CPU's caches and take twice as long a frame.
 CPU_FRAMES = 4
@@ -130,11 +130,3 @@ class Uncut(Backbone):
 
     def _make_tail(self, cut: Cut) -> nn.Module:
         raise TaskError(f"this backbone has no cuts: {self.why}")
-
-
-def gflops(module: object, *inputs: Tensor) -> float:
-    """GFLOPs (2 × MAC) of one call."""
-    assert callable(module), "something to call"
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return float(counter.get_total_flops()) / 1e9

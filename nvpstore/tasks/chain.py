@@ -40,20 +40,20 @@ class Tokens(nn.Module):
     """State that is tokens [b, n + h·w, c], the first n without a place (class, distillation).
 
     Split into a map [b, c, h, w], less the model's own position embedding, and tokens [b, c, n]: an adapter
-    need not learn what a position is. `position` [h·w, c], or None where the model has no additive one.
+    need not learn what a position is. `position` gives it [h·w, c] as it is after the weights were loaded;
+    None where the model has no additive one.
     """
 
-    position: Tensor | None
-
-    def __init__(self, grid: tuple[int, int], *, first: int, position: Tensor | None) -> None:
+    def __init__(
+        self, grid: tuple[int, int], *, first: int, position: Callable[[], Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.grid, self.first = grid, first
-        self.register_buffer("position", None if position is None else position.detach().clone())
+        self.grid, self.first, self.position = grid, first, position
 
     def split(self, state: Tensor) -> Features:
         patches = state[:, self.first :]
         if self.position is not None:
-            patches = patches - self.position
+            patches = patches - self.position()
         # BxNxC -> BxCxN -> BxCxHxW
         grid = patches.transpose(1, 2).unflatten(2, self.grid)
         return (grid, state[:, : self.first].transpose(1, 2)) if self.first else (grid,)
@@ -62,7 +62,7 @@ class Tokens(nn.Module):
         # BxCxHxW -> BxNxC
         patches = grid.flatten(2).transpose(1, 2)
         if self.position is not None:
-            patches = patches + self.position
+            patches = patches + self.position()
         return torch.cat([*(t.transpose(1, 2) for t in tokens), patches], dim=1)
 
 

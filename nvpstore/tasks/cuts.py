@@ -1,31 +1,26 @@
 """Cutting a backbone: its smallest frontiers, and the tail that runs from one of them.
 
 A cut is a set of one or two tensors through which everything that depends on the pixels passes, so
-that whatever comes before it can be replaced. Cuts are found on the model's traced graph (torch.fx);
-what does not depend on pixels (the batch size read off the input) is folded into the tail.
+that whatever comes before it can be replaced. Cuts are found on the model's traced graph. What is read off
+shapes before a cut does not depend on pixels: it is a constant of the tail, but for the number of units.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nvpstore.errors import TaskError
 from nvpstore.tasks.backbone import Backbone, Cut, Features
+from nvpstore.tasks.blocks import Blocks
+from nvpstore.tasks.tracing import changes_tensors, is_tensor, reads_shape, traced, without_dead_code
 
 MAX_CUT_TENSORS = 2
-_LEAVES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Subclasses too (same-padding convolutions): only then can their BatchNorm be folded.
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
 class CutBackbone(Backbone):
@@ -37,17 +32,17 @@ class CutBackbone(Backbone):
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], *, device: str = "cpu") -> None:
         super().__init__(input_shape, device=device)
-        self.graph = _trace(model)
-        example = torch.zeros(1, *input_shape)
-        with torch.no_grad():
-            ShapeProp(self.graph).propagate(example)
-        self.cuts = tuple(_find_cuts(self.graph.graph))
+        self.graph = traced(model, input_shape)
+        self.cuts = tuple(_find_cuts(self.graph.graph, Blocks(model, self.graph.graph)))
         if not self.cuts:
             raise TaskError(
                 f"{type(model).__name__}: no place where at most {MAX_CUT_TENSORS} feature maps carry "
                 "everything; it can be used by pixel and source routes only"
             )
-        self.graph.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.graph.to(device)
+        for module in self.graph.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._heads: dict[tuple[str, ...], fx.GraphModule] = {}
         self.parameters = sum(p.numel() for p in self.graph.parameters())
 
@@ -67,138 +62,113 @@ class CutBackbone(Backbone):
         return _tail(self.graph, cut.nodes)
 
 
-def _trace(model: nn.Module) -> fx.GraphModule:
-    model = model.eval().requires_grad_(False)
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(model)
-    except Exception as cause:
-        raise TaskError(f"{type(model).__name__} cannot be traced, so it cannot be cut: {cause}") from cause
-    traced = fx.GraphModule(tracer.root, graph)
-    _fold_batch_norms(traced)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
-
-
-def _fold_batch_norms(traced: fx.GraphModule) -> None:
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) > 1:
-            continue
-        if not isinstance(conv := modules[before.target], nn.Conv2d):
-            continue
-        traced.set_submodule(before.target, fuse_conv_bn_eval(conv, modules[node.target]))
-        node.replace_all_uses_with(before)
-        before.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
-        traced.graph.erase_node(node)
-
-
-def _is_batch_size(node: fx.Node) -> bool:
-    """`x.size(0)` or `x.shape[0]`: depends on the input, but not on pixels."""
-    if node.op == "call_method" and node.target == "size":
-        return True
-    return node.op == "call_function" and node.target in (getattr, operator.getitem) and not _is_tensor(node)
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return "tensor_meta" in node.meta and hasattr(node.meta["tensor_meta"], "shape")
-
-
-def _find_cuts(graph: fx.Graph) -> Iterator[Cut]:
-    """The smallest frontier after each block, those of one tensor first."""
-    frontiers = list(_frontiers(graph))
-    size = min((len(f) for f in frontiers), default=0)
+def _find_cuts(graph: fx.Graph, blocks: Blocks) -> Iterator[Cut]:
+    """The smallest frontier after each block, in order of execution. Of one tensor where a block has such;
+    of two where a skip connection runs past the whole block.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
     best: dict[str, tuple[fx.Node, ...]] = {}
-    for nodes in frontiers:
-        if len(nodes) != size:
-            continue
-        name = _block_name(nodes[-1])
-        if name not in best or _elements(nodes) <= _elements(best[name]):
+    for nodes in _frontiers(order):
+        name = blocks.name_of(nodes[-1])
+        if name not in best or _size(nodes) <= _size(best[name]):
             best[name] = nodes
-    for name, nodes in best.items():
+    for name, nodes in sorted(best.items(), key=lambda named: order[named[1][-1]]):
         yield Cut(
             name=name,
             nodes=tuple(n.name for n in nodes),
-            shapes=tuple(tuple(n.meta["tensor_meta"].shape[1:]) for n in nodes),
+            shapes=tuple(n.meta["shape"] for n in nodes),
         )
 
 
-def _frontiers(graph: fx.Graph) -> Iterator[tuple[fx.Node, ...]]:
+def _frontiers(order: Mapping[fx.Node, int]) -> Iterator[tuple[fx.Node, ...]]:
     """After each node: the feature maps computed so far that are still to be read."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    last_use = {n: max((order[u] for u in n.users if not _is_batch_size(u)), default=-1) for n in order}
+    last_use = {n: max((order[u] for u in n.users if not reads_shape(u)), default=-1) for n in order}
     pixels = {n for n in order if n.op == "placeholder"}
     parameters_seen = False
     live: set[fx.Node] = set()
     for node, i in order.items():
-        if node.op == "output":
-            return
-        if pixels & set(node.all_input_nodes) and _is_tensor(node):
+        if node.op == "output" or any(user.op == "output" for user in node.users):
+            return  # nothing is left to run
+        if pixels & set(node.all_input_nodes) and not reads_shape(node):
             pixels.add(node)
             parameters_seen = parameters_seen or node.op == "call_module"
         live = {n for n in live | {node} if n in pixels and last_use[n] > i}
         nodes = tuple(sorted(live, key=order.__getitem__))
-        maps = all(n.op != "placeholder" and _is_map(n) for n in nodes)
         small_enough = 0 < len(nodes) <= MAX_CUT_TENSORS
-        if small_enough and maps and parameters_seen and node in live:
+        if small_enough and all(map(_is_map, nodes)) and parameters_seen and node in live:
             yield nodes
 
 
 def _is_map(node: fx.Node) -> bool:
-    """[b, c, h, w] with positions left to tell apart."""
-    shape = node.meta["tensor_meta"].shape
-    return len(shape) == 4 and shape[-1] > 1
+    """[b, c, h, w] or [b, c, t, h, w] with positions left to tell apart."""
+    if node.op == "placeholder" or not is_tensor(node) or node.meta.get("channels") == "last":
+        return False
+    shape = node.meta["shape"]
+    return len(shape) in (3, 4) and shape[-1] > 1
 
 
-def _elements(nodes: tuple[fx.Node, ...]) -> int:
-    return sum(n.meta["tensor_meta"].shape.numel() for n in nodes)
+def _size(nodes: tuple[fx.Node, ...]) -> tuple[int, int]:
+    return len(nodes), sum(math.prod(n.meta["shape"]) for n in nodes)
 
 
-def _block_name(node: fx.Node) -> str:
-    """The path of the block a node belongs to: up to the last number in it, else its first part."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    path = node.target if node.op == "call_module" else (paths[-1] if paths else node.name)
-    parts = str(path).split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[-1] + 1]).lstrip("_") if numbers else parts[0].lstrip("_")
-
-
-def _with_outputs(traced: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+def _with_outputs(whole: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """Gives the nodes of these names, as they are before anything else works on them, and the output."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    by_name: dict[str, fx.Node] = {}
-    for node in traced.graph.nodes:
+    found: dict[str, fx.Node] = {}
+    spoils = _spoils(whole)
+    for node in whole.graph.nodes:
         if node.op == "output":
-            graph.output((*(by_name[n] for n in names), env[node.args[0]]))
+            graph.output((*(found[n] for n in names), env[node.args[0]]))
             continue
-        env[node] = by_name[node.name] = graph.node_copy(node, env.__getitem__)
-    return fx.GraphModule(traced, graph)
+        env[node] = graph.node_copy(node, env.__getitem__)
+        if node.name in names:
+            found[node.name] = graph.call_method("clone", (env[node],)) if spoils else env[node]
+    return fx.GraphModule(whole, graph)
 
 
-def _tail(traced: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+def _tail(whole: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in traced.graph.nodes:
+    env: dict[fx.Node, Any] = {}
+    for node in whole.graph.nodes:
         if node.name in names:
             env[node] = graph.placeholder(node.name)
     first = next(iter(env.values()))
-    for node in traced.graph.nodes:
-        if node in env or not all(a in env or _is_batch_size(node) for a in node.all_input_nodes):
+    if _spoils(whole):  # what a tail is given stays as it is
+        env = {node: graph.call_method("clone", (given,)) for node, given in env.items()}
+    for node in whole.graph.nodes:
+        if node in env or node.op == "placeholder":
             continue
-        if node.op == "placeholder":
-            continue
+        known = all(a in env for a in node.all_input_nodes)
         if node.op == "output":
             graph.output(env[node.args[0]])
-        elif _is_batch_size(node) and any(a not in env for a in node.all_input_nodes):
-            env[node] = graph.call_method("size", (first, *node.args[1:]))
-        else:
+        elif known:
             env[node] = graph.node_copy(node, env.__getitem__)
-    tail = fx.GraphModule(traced, graph)
-    tail.graph.eliminate_dead_code()
-    tail.recompile()
+        elif reads_shape(node):
+            env[node] = _read_before(node, first, graph)
+    tail = fx.GraphModule(whole, graph)
+    without_dead_code(tail)
     return tail
+
+
+def _spoils(graph: fx.GraphModule) -> bool:
+    return any(changes_tensors(graph, node) for node in graph.graph.nodes)
+
+
+def _read_before(node: fx.Node, first: fx.Node, graph: fx.Graph) -> Any:
+    """What `node` read off a tensor before the cut, in a tail whose first tensor is `first`."""
+    if node.op == "call_function" and node.args[1] in ("dtype", "device"):
+        return graph.call_function(getattr, (first, node.args[1]))
+    two, one = node.meta["values"]
+    units = None if two == one else graph.call_method("size", (first, 0))
+    return _of_units(two, one, units, graph)
+
+
+def _of_units(two: Any, one: Any, units: fx.Node | None, graph: fx.Graph) -> Any:
+    """A value that was `two` for two units and `one` for one, for as many as there are."""
+    if isinstance(two, tuple):
+        return tuple(_of_units(a, b, units, graph) for a, b in zip(two, one, strict=True))
+    if two == one:
+        return one
+    assert two == 2 * one, "sizes are constant or grow with the number of units"
+    return units if one == 1 else graph.call_function(operator.mul, (units, one))

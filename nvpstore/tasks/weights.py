@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nvpstore.errors import TaskError
 
 WRAPPED = ("state_dict", "model_state", "model")  # what published checkpoints keep their weights under
+COUNTER = "num_batches_tracked"  # of training; older checkpoints lack it
 SHOWN = 3  # names in an error
 
 
@@ -54,7 +55,7 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
     """Raises TaskError naming what is missing, unknown or of another shape."""
     own = net.state_dict()
-    missing = [name for name in own if name not in tensors]
+    missing = [name for name in own if name not in tensors and not name.endswith(COUNTER)]
     unknown = [name for name in tensors if name not in own]
     other = [
         f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
@@ -65,7 +66,7 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> No
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise TaskError(f"{what}: weights {problem}: {', '.join(names[:SHOWN])}{more}")
-    net.load_state_dict(dict(tensors))
+    net.load_state_dict(dict(tensors), strict=False)
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:

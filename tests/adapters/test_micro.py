@@ -95,7 +95,7 @@ def test_training_brings_the_tails_output_to_the_reference(backbone: CutBackbone
         reference=reference,
         tail=backbone.tail(cut.name),
         output_loss=squared,
-        settings=AdapterTraining(epochs=150, learning_rate=1e-2),
+        settings=AdapterTraining(epochs=200, learning_rate=1e-2),
         seed=0,
     )
     assert error(trained) < 0.02 * error(start)

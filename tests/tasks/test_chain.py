@@ -51,7 +51,7 @@ class Spoil(nn.Module):
     """Changes the list that it is given, as some published blocks do."""
 
     def forward(self, state: list[Tensor]) -> list[Tensor]:
-        state[0] = state[0] * 2 + state[1].mean()
+        state[0] = state[0] * 2 + state[1].mean((1, 2, 3, 4), keepdim=True)
         return state
 
 
@@ -65,7 +65,7 @@ def tokens_chain() -> ChainBackbone:
     embed = Embed()
 
     def form() -> Tokens:
-        return Tokens((2, 3), first=2, position=embed.position)
+        return Tokens((2, 3), first=2, position=lambda: embed.position)
 
     mixes = [Block(name=f"mix.{i}", run=Mix(), form=form()) for i in range(3)]
     return ChainBackbone(

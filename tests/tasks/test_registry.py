@@ -19,6 +19,13 @@ def test_labels_has_the_thousand_imagenet_names_in_class_order() -> None:
     assert (labels[0], labels[285], labels[967]) == ("tench", "Egyptian cat", "espresso")
 
 
+def test_lists_of_labels_are_in_their_models_class_order() -> None:
+    voc, coco = read_labels("voc21"), read_labels("coco91")
+    assert (len(voc), voc[0], voc[15]) == (21, "background", "person")
+    assert (len(coco), coco[1], coco[90]) == (91, "person", "toothbrush")
+    assert len(set(voc)) == 21
+
+
 def test_a_spec_survives_json_and_keeps_its_version() -> None:
     spec = builtin_spec("labels")
     assert TaskSpec.from_json(spec.to_json()) == spec
@@ -51,7 +58,7 @@ def test_unknown_tasks_and_providers_are_named_with_those_there_are() -> None:
 
 def test_available_tasks_say_their_kind_and_cuts_also_where_weights_are_absent() -> None:
     paper = {"resnet50", "clip_rn50", "vit_b16", "slowfast_r50", "i3d_r50", "detr_r50", "blip_caption"}
-    assert set(available()) == {"labels", *paper}
+    assert set(available()) == {"labels", "segment_lraspp", "depth_small", *paper}
     described = {task["name"]: task for task in describe_available()}
     assert described["labels"]["version"] == builtin_spec("labels").version
     assert described["labels"]["cuts"] == len(load(builtin_spec("labels")).backbone.cuts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -41,7 +41,8 @@ class Writer(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`net` holds all weights. It is cut along `blocks`, or where there are none on the graph of `answers`, a
-    module of one picture tensor in and one tensor out.
+    module of one picture tensor in and one tensor out. `own_names` is there where published weights are named
+    otherwise than the net's: it gives them the net's names, or raises TaskError.
     """
 
     net: nn.Module
@@ -49,6 +50,20 @@ class Model:
     answers: nn.Module | None = None
     words: Words | None = None
     writer: Writer | None = None
+    own_names: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+
+    @property
+    def whole(self) -> nn.Module:
+        """What is cut where there are no blocks."""
+        return self.net if self.answers is None else self.answers
+
+    def run(self, x: Tensor) -> Any:
+        """Units through all of it."""
+        if not self.blocks:
+            return self.whole(x)
+        for block in self.blocks:
+            x = block.run(x)
+        return x
 
 
 class Call(nn.Module):

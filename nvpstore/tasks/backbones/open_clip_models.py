@@ -31,12 +31,14 @@ class ClipWords:
 
 
 def build(spec: TaskSpec) -> Model:
-    """`spec.model` is open_clip's name, such as RN50 or ViT-B-16."""
+    """`spec.model` is open_clip's name, such as ViT-B-16; OpenAI's weights need those that end in -quickgelu.
+    `spec.options["build"]` goes to open_clip's builder.
+    """
     make_torchvision_importable()
     open_clip = library("open_clip", package="open_clip_torch", model=spec.model)
     if spec.model not in open_clip.list_models():
         raise TaskError(f"task {spec.name}: open_clip has no model {spec.model!r}")
-    net = open_clip.create_model(spec.model, pretrained=None)
+    net = open_clip.create_model(spec.model, pretrained=None, **spec.options.get("build", {}))
     words = ClipWords(net, open_clip.get_tokenizer(spec.model))
     kind = type(net.visual).__name__
     if kind == "ModifiedResNet":
@@ -60,18 +62,14 @@ def _resnet(visual: Any) -> tuple[Block, ...]:
 
 
 def _vit(visual: Any) -> tuple[Block, ...]:
-    position = visual.positional_embedding[1:]
+    def tokens() -> Tokens:
+        return Tokens(visual.grid_size, first=1, position=lambda: visual.positional_embedding[1:])
+
     blocks = (
-        Block(
-            name=f"blocks.{i}",
-            run=block,
-            form=Tokens(visual.grid_size, first=1, position=position),
-        )
+        Block(name=f"blocks.{i}", run=block, form=tokens())
         for i, block in enumerate(visual.transformer.resblocks)
     )
-    embed = Block(
-        name="embed", run=Call(visual, "_embeds"), form=Tokens(visual.grid_size, first=1, position=position)
-    )
+    embed = Block(name="embed", run=Call(visual, "_embeds"), form=tokens())
     return embed, *blocks, Block(name="pool", run=_Pool(visual))
 
 

@@ -6,7 +6,7 @@ vadis, action recognition?", CVPR 2017.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,11 +53,28 @@ class _OwnList(nn.Module):
         return self.block(list(state))
 
 
+class _Across(nn.Module):
+    """A block of each pathway side by side, and what joins them behind it, if anything."""
+
+    def __init__(self, blocks: Sequence[nn.Module], fusion: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.fusion = fusion
+
+    def forward(self, state: list[Tensor]) -> Any:
+        after = [block(x) for block, x in zip(self.blocks, state, strict=True)]
+        return after if self.fusion is None else self.fusion(after)
+
+
 def _slowfast(net: Any) -> Iterator[Block]:
     yield Block(name="pack", run=PackPathways())
-    *stages, pool, head = net.blocks
-    for i, stage in enumerate(stages):
-        yield Block(name=f"blocks.{i}", run=_OwnList(stage), form=Pathways())
+    stem, *stages, pool, head = net.blocks
+    yield Block(name="blocks.0", run=_OwnList(stem), form=Pathways())
+    for i, stage in enumerate(stages, start=1):
+        rows = list(zip(*(pathway.res_blocks for pathway in stage.multipathway_blocks), strict=True))
+        for j, blocks in enumerate(rows):
+            fusion = stage.multipathway_fusion if j == len(rows) - 1 else None
+            yield Block(name=f"blocks.{i}.{j}", run=_Across(blocks, fusion), form=Pathways())
     yield Block(name="pool", run=_OwnList(pool))
     yield Block(name="head", run=head)
 

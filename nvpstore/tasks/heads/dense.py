@@ -90,8 +90,9 @@ class DepthHead:
         return torch.ones(len(output), device=output.device)
 
     def agreement(self, output: Tensor, reference: Tensor) -> Tensor:
-        own, said = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (output, reference))
-        return F.cosine_similarity(own, said, dim=1).clamp_min(0)
+        pairs = (x.double().flatten(1) for x in (output, reference))
+        own, said = (x - x.mean(1, keepdim=True) for x in pairs)
+        return F.cosine_similarity(own, said, dim=1).clamp(0, 1).float()
 
     def loss(self, output: Tensor, reference: Tensor) -> Tensor:
         """L1 of what is left when both have mean 0 and the reference's mean deviation is 1."""
