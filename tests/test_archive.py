@@ -175,7 +175,15 @@ class TestTasks:
         assert (task["name"], task["kind"], len(task["labels"])) == ("labels", "classification", 1000)
         assert len(task["version"]) == 64
         assert micro.archive.task("labels")["labels"] == tuple(task["labels"])
-        assert {t["name"] for t in micro.archive.tasks(available=True)} == {"labels"}
+        assert task["weights"] == micro.archive.task("labels")["weights"] == "package"
+
+    def test_what_this_release_knows_is_listed_beside_it(self, micro: Micro) -> None:
+        from nvpstore.tasks.registry import available
+
+        listed = {t["name"]: t for t in micro.archive.tasks(available=True)}
+        assert set(listed) == set(available())
+        fields = {"name", "version", "kind", "cuts", "weights"}
+        assert {frozenset(task) for task in listed.values()} == {frozenset(fields)}
 
     def test_cuts_are_those_of_the_backbone(self, micro: Micro) -> None:
         from nvpstore.tasks.registry import builtin_spec, load
