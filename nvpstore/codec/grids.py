@@ -62,8 +62,13 @@ def on_grid(taps: Tensor, grid: tuple[int, ...], *, region: Region = WHOLE, fram
 def outside(grid: tuple[int, ...], region: Region) -> Tensor:
     """1 where a grid's cell lies outside of the picture, [1, *grid]."""
     ys, xs = _centres(grid[-2], region.top, region.bottom), _centres(grid[-1], region.left, region.right)
-    out = ((ys < 0) | (ys > 1))[:, None] | ((xs < 0) | (xs > 1))[None, :]
+    out = _beyond(ys)[:, None] | _beyond(xs)[None, :]
     return out.float().expand(1, *grid)
+
+
+def _beyond(places: Tensor) -> Tensor:
+    """Places in fractions of a side that lie outside; the edge itself does not, however it was rounded."""
+    return (places < -EDGE) | (places > 1 + EDGE)
 
 
 def _sampled(taps: Tensor, height: int, width: int, region: Region) -> Tensor:

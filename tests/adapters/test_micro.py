@@ -10,6 +10,7 @@ from nvpstore.adapters.joint import AdapterTerm
 from nvpstore.adapters.losses import composite_loss
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter, placed
 from nvpstore.adapters.train import AdapterTraining, train_adapter
+from nvpstore.codec.grids import WHOLE, Region
 from nvpstore.tasks.cuts import CutBackbone
 
 
@@ -144,3 +145,83 @@ def test_one_token_alone_has_a_scale() -> None:
     scale = FeatureScale(token)
     assert torch.isfinite(scale.std).all()
     torch.testing.assert_close(scale.restore(scale.normalise(token)), token)
+
+
+def scales_of(shapes: list[tuple[int, ...]]) -> list[FeatureScale]:
+    """Of features whose channels differ in mean and spread."""
+    features = [torch.randn(9, *shape) for shape in shapes]
+    ramps = [torch.arange(1, shape[0] + 1).reshape(-1, *(1,) * (len(shape) - 1)) for shape in shapes]
+    return [FeatureScale(x * ramp + 3 * ramp) for x, ramp in zip(features, ramps, strict=True)]
+
+
+CUTS: dict[str, tuple[list[tuple[int, ...]], int]] = {
+    "map": ([(7, 4, 6)], 1),
+    "pathways": ([(6, 2, 4, 5), (3, 8, 4, 5)], 8),
+    "map and tokens": ([(8, 3, 4), (8, 2)], 1),
+}
+
+
+@pytest.mark.parametrize("region", [WHOLE, Region(left=-0.2, top=0.1, right=1.3, bottom=0.6)])
+@pytest.mark.parametrize("cut", CUTS)
+def test_raw_and_normalised_adapters_are_each_others_inverse(cut: str, region: Region) -> None:
+    shapes, frames = CUTS[cut]
+    adapter = MicroAdapter(("0",), (5,), shapes, region=region, frames=frames)
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    scales = scales_of(shapes)
+    raw = adapter.denormalised(scales)
+    taps = {"0": torch.randn(2 * frames, 5, 3, 4)}
+    with torch.no_grad():
+        for found, own, scale in zip(raw(taps), adapter(taps), scales, strict=True):
+            torch.testing.assert_close(found, scale.restore(own), atol=1e-4, rtol=1e-4)
+    assert (raw.region, raw.frames, raw.shapes) == (region, frames, adapter.shapes)
+    for name, value in raw.normalised(scales).state_dict().items():
+        torch.testing.assert_close(value, adapter.state_dict()[name], atol=1e-4, rtol=1e-4)
+
+
+def test_pathways_each_have_a_convolution_over_their_own_times() -> None:
+    adapter = MicroAdapter(("0", "1"), (5, 3), [(6, 2, 4, 5), (3, 8, 4, 5)], frames=8)
+    taps = {"0": torch.randn(16, 5, 2, 2), "1": torch.randn(16, 3, 6, 7)}
+    slow, fast = adapter(taps)
+    assert (slow.shape, fast.shape) == ((2, 6, 2, 4, 5), (2, 3, 8, 4, 5))
+    # Slow grids lie at a clip's first and last picture, fast ones at every picture.
+    every = placed(list(taps.values()), (4, 5)).unflatten(0, (2, 8))  # [u, t, c, h, w]
+    own, other = (conv.weight[:, :, 0, 0] for conv in adapter.convolutions)
+    by_hand = torch.einsum("oc,utchw->uothw", own, every[:, [0, 7]])
+    torch.testing.assert_close(slow, by_hand + adapter.convs[0].bias[:, None, None, None])
+    by_hand = torch.einsum("oc,utchw->uothw", other, every)
+    torch.testing.assert_close(fast, by_hand + adapter.convs[1].bias[:, None, None, None])
+
+
+def test_a_class_token_begins_as_the_mean_and_learns_where_to_look() -> None:
+    torch.manual_seed(0)
+    adapter = MicroAdapter(("0",), (4,), [(4, 5, 5), (4, 1)])
+    with torch.no_grad():
+        adapter.convolutions[0].weight.copy_(torch.eye(4)[:, :, None, None])
+        adapter.convolutions[0].bias.zero_()
+        assert not adapter({"0": torch.randn(3, 4, 5, 5)})[1].any()
+    taps = 3 * torch.randn(64, 4, 5, 5)
+    # The token is what stands where the first channel is largest: no mean of the map says that.
+    best = taps[:, 0].flatten(1).argmax(1)
+    wanted = taps.flatten(2)[torch.arange(64), :, best][:, :, None]
+    optimiser = torch.optim.Adam(adapter.attentions[0].parameters(), lr=0.1)
+    start = float((adapter({"0": taps})[1] - wanted).square().mean())
+    for _ in range(150):
+        loss = (adapter({"0": taps})[1] - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert float(loss) < 0.1 * start
+    query = adapter.attentions[0].query.detach()[0]
+    assert float(query[0]) > 5 * float(query[1:].abs().max())
+
+
+def test_where_the_region_reaches_outside_an_adapter_is_told() -> None:
+    letterbox = Region(top=-0.5, bottom=1.5)
+    adapter = MicroAdapter(("0",), (5,), [(7, 4, 6)], region=letterbox)
+    (x,) = adapter.inputs({"0": torch.randn(2, 5, 8, 8)})
+    assert x.shape == (2, 6, 4, 6)
+    assert adapter.convolutions[0].in_channels == 6
+    assert x[:, 5].flatten(2).mean(-1).tolist() == [[1, 0, 0, 1]] * 2
+    inside = MicroAdapter(("0",), (5,), [(7, 4, 6)], region=Region(left=0.2, right=0.6))
+    assert inside.convolutions[0].in_channels == 5

@@ -52,3 +52,26 @@ def test_clips_are_linear_in_time_with_the_ends_at_the_ends() -> None:
     found = on_grid(pictures, (3, 2, 2), frames=8)
     assert found.shape == (2, 1, 3, 2, 2)
     assert found[1, 0, :, 0, 0].tolist() == [8, 11.5, 15]
+
+
+def test_a_cell_on_the_edge_is_inside_however_it_was_rounded() -> None:
+    # Centres at −0.2, 0.2, 0.6 and 1.
+    region = Region(top=-0.4, bottom=1.2)
+    assert outside((4, 1), region)[0, :, 0].tolist() == [1, 0, 0, 0]
+    nearly = Region(top=-0.4, bottom=1.2000001)
+    assert outside((4, 1), nearly)[0, :, 0].tolist() == [1, 0, 0, 0]
+    assert not Region(top=-1e-7, bottom=1 + 1e-7).reaches_outside
+
+
+def test_regions_are_the_same_on_clips_and_pictures() -> None:
+    pictures = torch.randn(6, 2, 9, 12)
+    region = Region(left=-0.1, top=0.2, right=0.6, bottom=1.4)
+    clips = on_grid(pictures, (3, 4, 5), region=region, frames=3)
+    torch.testing.assert_close(clips.transpose(1, 2).flatten(0, 1), on_grid(pictures, (4, 5), region=region))
+    assert outside((3, 4, 5), region).shape == (1, 3, 4, 5)
+    assert torch.equal(outside((3, 4, 5), region)[:, 1], outside((4, 5), region))
+
+
+def test_one_time_is_the_first_picture() -> None:
+    pictures = torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)
+    assert on_grid(pictures, (1, 2, 2), frames=4).flatten().tolist() == [0] * 4
