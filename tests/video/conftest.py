@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -45,6 +46,17 @@ def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def write_clip(folder: Path, clip: Clip) -> Path:
+    """As `_write_clip`. SVT-AV1, run by root, makes its caller's thread a real-time one (SCHED_FIFO, 99) for
+    good, and threads inherit that: two that spin then starve the whole machine.
+    """
+    try:
+        return _write_clip(folder, clip)
+    finally:
+        if hasattr(os, "sched_setscheduler"):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _write_clip(folder: Path, clip: Clip) -> Path:
     path = folder / clip.name
     with av.open(
         str(path), "w", format=clip.container_format, options=dict(clip.container_options)

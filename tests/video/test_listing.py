@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def test_says_what_decoding_says(tmp_path: Path, kind: str) -> None:
     assert listed.pts.tolist() == decoded.pts.tolist()
     assert (listed.sha256, listed.info) == (decoded.sha256, decoded.info)
     assert sum(span.frames for span in listed.segments) == decoded.frames
+
+
+def test_a_written_clip_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    write_clip(tmp_path, Clip(**KINDS["av1"]))
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture
