@@ -310,8 +310,8 @@ def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:
     if not outputs or not len(refs.unseen):
         return Agreement(over_all=None, over_confident=None, confident_frames=0)
     reference = refs.output[refs.unseen]
-    same = refs.task.head.agreement(torch.cat(list(outputs)), reference)
-    sure = refs.task.head.confidence(reference) >= CONFIDENT
+    same = refs.task.head.agreement(torch.cat(list(outputs)), reference).cpu()
+    sure = (refs.task.head.confidence(reference) >= CONFIDENT).cpu()
     confident = int(sure.sum())
     return Agreement(
         over_all=float(same.mean()),
