@@ -61,7 +61,7 @@ class TestValue:
     @pytest.mark.parametrize(
         "sql",
         [
-            "SELECT frame FROM embed ORDER BY list_distance(embedding, {}), video_id LIMIT 5",
+            "SELECT frame FROM embed ORDER BY list_distance(embedding, {}), video_id, frame LIMIT 5",
             "SELECT frame, list_cosine_similarity(embedding, {}) FROM embed WHERE frame < 9 ORDER BY ALL",
             "SELECT video_id, frame FROM embed WHERE list_distance(embedding, {}) < 8 ORDER BY ALL",
             "WITH near AS (SELECT frame, list_distance(embedding, {}) AS d FROM embed)"
