@@ -12,6 +12,10 @@ class UsageError(NvpError):
     """A caller asked for something that does not exist or is not allowed (exit status 2)."""
 
 
+class NotFound(UsageError):
+    """A caller named a video, job or key that is not there."""
+
+
 class SourceError(NvpError):
     """A source file cannot be read as a video: missing, empty, truncated, no frames, not a video."""
 

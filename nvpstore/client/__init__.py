@@ -1,0 +1,1 @@
+"""A served archive, over HTTP, with the methods of a local one."""
