@@ -58,3 +58,15 @@ class RouteError(NvpError):
 
 class QueryError(NvpError):
     """A SQL text is wrong or asks for what is not offered."""
+
+
+class AccessDenied(NvpError):
+    """A server wants a key, or one that may do more."""
+
+
+class ServiceError(NvpError):
+    """A server cannot be reached, is busy, or failed."""
+
+
+class JobCancelled(NvpError):
+    """A server's job was cancelled before it was done."""
