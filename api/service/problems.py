@@ -54,6 +54,9 @@ class Problem(BaseModel):
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["no video 'gate': 3 are stored"])
+    error: str | None = Field(
+        default=None, description="the kind of error, by its name in the Python client", examples=["NotFound"]
+    )
     instance: str | None = Field(default=None, description="the request's id", examples=["01JD…"])
     errors: list[dict[str, Any]] | None = Field(
         default=None, description="where a request's fields are malformed"
@@ -81,11 +84,13 @@ def problem(
     *,
     headers: Mapping[str, str] | None = None,
     errors: list[dict[str, Any]] | None = None,
+    error: str | None = None,
 ) -> Response:
     body = Problem(
         title=status.phrase,
         status=status.value,
         detail=detail,
+        error=error,
         instance=getattr(request.state, "request_id", None),
         errors=errors,
     )
@@ -109,7 +114,8 @@ def add_handlers(app: FastAPI) -> None:
             headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             headers["Retry-After"] = "5"
-        return problem(request, status, " ".join(str(error).split()), headers=headers)
+        said, kind = " ".join(str(error).split()), type(error).__name__
+        return problem(request, status, said, headers=headers, error=kind)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
