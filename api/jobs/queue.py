@@ -33,6 +33,10 @@ class QueueFull(NvpError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class KeyReused(UsageError):
+    """An idempotency key came again with another request."""
+
+
 class LeaseLost(NvpError):
     """Another attempt has the job, or nobody needs it any more: what this one does counts for nothing."""
 
@@ -71,19 +75,23 @@ class JobQueue:
         owner: str,
         priority: int = 0,
         idempotency_key: str | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> tuple[Job, bool]:
         """Put a job into the queue; returns it, and whether it is new.
 
-        With an `idempotency_key` that this owner used before, that job is returned. Raises UsageError where
-        it was used for another request, QueueFull where too many wait.
+        With an `idempotency_key` that this owner used before, that job is returned. Raises KeyReused where
+        it was used for another request, QueueFull where too many wait. Requests are the same where their
+        `identity` is: by default all of the request.
         """
         text, now = _json(request), self._clock()
+        same = text if identity is None else _json(identity)
         with self._writing() as con:
             if idempotency_key is not None and (
                 earlier := _one(con, "owner = ? AND idempotency_key = ?", owner, idempotency_key)
             ):
-                if (earlier.kind, _json(earlier.request)) != (kind, text):
-                    raise UsageError(
+                (before,) = con.execute("SELECT identity FROM jobs WHERE id = ?", (earlier.id,)).fetchone()
+                if (earlier.kind, before) != (kind, same):
+                    raise KeyReused(
                         f"Idempotency-Key {idempotency_key!r} was used for another request (job {earlier.id})"
                     )
                 return earlier, False
@@ -96,8 +104,8 @@ class JobQueue:
             job_id = new_attempt()
             con.execute(
                 "INSERT INTO jobs (id, kind, owner, request, priority, state, created_at, not_before,"
-                " idempotency_key) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
-                (job_id, kind, owner, text, priority, now, now, idempotency_key),
+                " idempotency_key, identity) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?)",
+                (job_id, kind, owner, text, priority, now, now, idempotency_key, same),
             )
             self._tell(con, job_id, "state", {"state": "queued"})
             return _known(con, job_id), True
@@ -133,15 +141,22 @@ class JobQueue:
             rows = con.execute("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state")
             return {(row[0], row[1]): row[2] for row in rows}
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 1_000) -> list[Event]:
-        """What happened to a job after event number `after`, in order."""
+    def events(self, job_id: str | None, *, after: int = 0, limit: int = 1_000) -> list[Event]:
+        """What happened to a job, or with None to any, after event number `after`, in order."""
+        where, given = ("", ()) if job_id is None else ("job = ? AND ", (job_id,))
         with self._reading() as con:
             rows = con.execute(
-                "SELECT number, job, at, kind, data FROM events WHERE job = ? AND number > ?"
+                f"SELECT number, job, at, kind, data FROM events WHERE {where}number > ?"
                 " ORDER BY number LIMIT ?",
-                (job_id, after, limit),
+                (*given, after, limit),
             )
             return [Event(number=n, job=j, at=at, kind=k, data=json.loads(d)) for n, j, at, k, d in rows]
+
+    def newest_event(self) -> int:
+        """The number of the last event of any job; 0 where nothing has happened yet."""
+        with self._reading() as con:
+            (number,) = con.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
+            return int(number)
 
     def cancel(self, job_id: str) -> Job:
         """A waiting job is cancelled at once; a running one when its worker next looks."""

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     result          TEXT,
     error           TEXT,
     idempotency_key TEXT,
+    identity        TEXT NOT NULL,         -- what that key stands for: two requests are the same where it is
     UNIQUE (owner, idempotency_key)
 ) STRICT;
 
