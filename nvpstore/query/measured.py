@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +55,35 @@ class Measured:
             yield
         finally:
             self.seconds[step] += time.perf_counter() - start
+
+
+class Totals:
+    """What all runs of this process took together, for who watches it. Shared by threads."""
+
+    def __init__(self) -> None:
+        self._adding = threading.Lock()
+        self._sum = Measured()
+
+    def add(self, run: Measured) -> None:
+        """A run that ended, well or not."""
+        with self._adding:
+            total = self._sum
+            total.traffic += run.traffic
+            total.shared_decodes += run.shared_decodes
+            total.answered_frames += run.answered_frames
+            for stage, frames in run.frames_decoded.items():
+                total.frames_decoded[stage] = total.frames_decoded.get(stage, 0) + frames
+
+    def read(self) -> Measured:
+        """A copy as of now, of what is counted over runs: traffic, decoded, shared and answered frames."""
+        with self._adding:
+            total = self._sum
+            return Measured(
+                traffic=total.traffic,
+                frames_decoded=dict(total.frames_decoded),
+                shared_decodes=total.shared_decodes,
+                answered_frames=total.answered_frames,
+            )
+
+
+TOTALS = Totals()

@@ -18,7 +18,7 @@ from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import whole_of
 from nvpstore.query.limits import Limits
-from nvpstore.query.measured import Measured
+from nvpstore.query.measured import TOTALS, Measured
 from nvpstore.query.parse import Query, binder_error, parse
 from nvpstore.query.plan import Plan, build_plan
 from nvpstore.query.request import Request
@@ -159,15 +159,19 @@ def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
         Rows(limit=lambda: asked.share.rows_bytes) as rows,
         nullcontext() if answers is None else answers.answering(asked.plan, warnings) as stored,
     ):
-        yield Runner(
-            asked.plan,
-            lambda: _operators(request),
-            snapshot=request.snapshot,
-            measured=Measured(),
-            orders=asked.orders,
-            rows=rows,
-            answers=stored,
-        )
+        measured = Measured()
+        try:
+            yield Runner(
+                asked.plan,
+                lambda: _operators(request),
+                snapshot=request.snapshot,
+                measured=measured,
+                orders=asked.orders,
+                rows=rows,
+                answers=stored,
+            )
+        finally:
+            TOTALS.add(measured)
 
 
 def _run(asked: _Asked) -> Result:
