@@ -18,7 +18,7 @@ from nvpstore.catalog.files import OpenIndex
 from nvpstore.catalog.fold import HeldObject, owner_of
 from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segment_record, stored_object
 from nvpstore.catalog.tables import TABLES
-from nvpstore.errors import StoreError, TaskError, UsageError
+from nvpstore.errors import NotFound, StoreError, TaskError, UsageError
 from nvpstore.storage.commit import Base
 from nvpstore.storage.keys import SOURCES_PREFIX, task_weights_key
 from nvpstore.types import (
@@ -154,7 +154,10 @@ class Snapshot:
                 connection.execute(f"SELECT sum(hash(t)::HUGEINT) FROM idx.store.{table} t").fetchall()
 
     def find_video(self, ref: str) -> str:
-        """The id behind a full id, a unique prefix of one, or a unique name. Raises UsageError."""
+        """The id behind a full id, a unique prefix of one, or a unique name.
+
+        Raises NotFound for an unknown one, UsageError for an ambiguous one.
+        """
         found = self._rows(
             "SELECT video_id, name FROM idx.store.videos "
             "WHERE name = $ref OR (starts_with(video_id, $ref) AND $ref <> '') ORDER BY video_id",
@@ -167,12 +170,12 @@ class Snapshot:
         known = self._rows(
             f"SELECT video_id, name FROM idx.store.videos ORDER BY name, video_id LIMIT {_LISTED + 1}"
         )
-        raise UsageError(
+        raise NotFound(
             f"no video {ref!r}: give an id, the start of one, or a name, of {_listed_videos(known)}"
         )
 
     def video(self, video_id: str) -> IndexedVideo:
-        """Raises UsageError for an unknown id."""
+        """Raises NotFound for an unknown id."""
         found = self._rows(
             "SELECT v.*, o.size_bytes AS audio_bytes, o.sha256 AS audio_sha256, "
             "(SELECT min(pts_origin) FROM idx.store.segments WHERE video_id = $id) AS pts_origin "
@@ -182,7 +185,7 @@ class Snapshot:
             {"id": video_id},
         )
         if not found:
-            raise UsageError(f"no video {video_id!r} in this archive")
+            raise NotFound(f"no video {video_id!r} in this archive")
         return _video(found[0])
 
     def has_video(self, video_id: str) -> bool:
@@ -194,7 +197,7 @@ class Snapshot:
         return found[0]["state"] if found else None
 
     def meta(self, video_id: str) -> VideoMeta:
-        """What people said last about a video. Raises UsageError for an unknown id."""
+        """What people said last about a video. Raises NotFound for an unknown id."""
         video = self.video(video_id)
         return VideoMeta(
             video_id=video_id,
@@ -205,11 +208,23 @@ class Snapshot:
         )
 
     def segment(self, video_id: str, segment: int) -> SegmentRecord:
-        """Raises UsageError if the video has no such segment."""
+        """Raises NotFound if the video has no such segment."""
         found = self.segments(video_id, only=segment)
         if not found:
-            raise UsageError(f"video {video_id} has no segment {segment}")
+            raise NotFound(f"video {video_id} has no segment {segment}")
         return found[0]
+
+    def segment_of(self, video_id: str, frame: int) -> int:
+        """The segment that a frame is in. Raises NotFound where the video has no such frame."""
+        found = self.ask(
+            "SELECT segment FROM idx.store.segments WHERE video_id = $id "
+            "AND start_frame <= $frame AND $frame < start_frame + frames",
+            {"id": video_id, "frame": frame},
+        )
+        if not found:
+            video = self.video(video_id)
+            raise NotFound(f"{video.name} has no frame {frame}: it has frames 0 to {video.frames - 1}")
+        return int(found[0]["segment"])
 
     def segments(self, video_id: str, *, only: int | None = None) -> tuple[SegmentRecord, ...]:
         """All segments in order, or `only` one."""

@@ -17,7 +17,7 @@ from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
 from nvpstore.errors import CommitDropped, StoreError, UsageError
-from nvpstore.exports import ExportSummary, export_excerpt, export_original, export_whole
+from nvpstore.exports import ExportSummary, Picture, export_excerpt, export_original, export_whole, told
 from nvpstore.query.attached import attach_views
 from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.limits import Limits
@@ -513,6 +513,23 @@ class Archive:
             snapshot, video_id, start=start, end=end, batch_frames=batch_frames
         )
 
+    def frame(self, ref: str, number: int) -> Picture:
+        """One decoded frame, by its number from 0, as `frames` gives it: only its segment is fetched.
+
+        Raises NotFound where the video has no such frame.
+        """
+        snapshot = self.catalog.snapshot()
+        video = snapshot.video(snapshot.find_video(ref))
+        record = snapshot.segment(video.video_id, snapshot.segment_of(video.video_id, number))
+        shown = self._torch_operators().decode_frame(snapshot, video.video_id, record, number)
+        return Picture(
+            video=video,
+            frame=number,
+            ts=float((int(shown.pts[0]) - (video.pts_origin or 0)) * video.time_base),
+            psnr=float(record.frame_psnr[number - record.start_frame]) if record.fitted else None,
+            rgb_hwc=shown.rgb_thwc[0],
+        )
+
     def export(
         self,
         ref: str,
@@ -522,19 +539,21 @@ class Archive:
         end: float | None = None,
         lossless: bool = False,
         original: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> ExportSummary:
         """Write a video for people: H.264 in mp4, `lossless` FFV1 RGB in mkv, PNGs for a folder (`…/`).
 
         An excerpt starts at time 0 and is silent. The file is marked as reconstructed, with the source's
         digest, the model and its PSNR; of an added video it shows the original's own pictures, and says so.
-        `original` writes the source's own bytes, where they are kept. Raises
+        `original` writes the source's own bytes, where they are kept. `progress` is told how many frames are
+        done; what it raises ends the export, of which nothing is left. Raises
         StoreError where `out` cannot be written, UsageError where no frames are asked for.
         """
         snapshot = self.catalog.snapshot()
         video = snapshot.video(snapshot.find_video(ref))
         if original:
             return export_original(self.store, video, str(out))
-        batches = self.frames(video.video_id, start=start, end=end)
+        batches = told(self.frames(video.video_id, start=start, end=end), progress)
         if start is not None or end is not None:
             return export_excerpt(video, batches, str(out), start=start, end=end, lossless=lossless)
         sound = self.original(video.video_id) if video.state == "added" else None

@@ -16,6 +16,10 @@ class NotFound(UsageError):
     """A caller named a video, job or key that is not there."""
 
 
+class OnHold(UsageError):
+    """A video on hold cannot be erased before that ends."""
+
+
 class SourceError(NvpError):
     """A source file cannot be read as a video: missing, empty, truncated, no frames, not a video."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nvpstore.catalog import IndexedVideo
 from nvpstore.errors import UsageError
@@ -26,6 +29,20 @@ class ExportSummary:
     path: str
     frames: int
     reconstructed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One frame of a stored video, `rgb_hwc` uint8 [height, width, 3], at `ts` seconds.
+
+    `psnr` (dB) is this frame's own; None where it comes from the original.
+    """
+
+    video: IndexedVideo
+    frame: int
+    ts: float
+    psnr: float | None
+    rgb_hwc: NDArray[np.uint8]
 
 
 def export_whole(
@@ -68,6 +85,16 @@ def export_original(store: ObjectStore, video: IndexedVideo, out: str) -> Export
     return ExportSummary(path=out, frames=video.frames, reconstructed=False)
 
 
+def told(batches: Iterator[FrameBatch], progress: Callable[[int], None] | None) -> Iterator[FrameBatch]:
+    """The same batches; `progress` is told before each how many frames came before it."""
+    done = 0
+    for batch in batches:
+        if progress is not None:
+            progress(done)
+        yield batch
+        done += len(batch)
+
+
 def _write(
     video: IndexedVideo,
     batches: Iterator[FrameBatch],
@@ -77,7 +104,7 @@ def _write(
     audio_from: str | None,
 ) -> ExportSummary:
     if out.endswith("/") or Path(out).is_dir():
-        written = write_pngs(batches, out, metadata=_marks(video))
+        written = write_pngs(batches, out, metadata=marks(video))
         return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
     first = next(batches)
     written = write_video(
@@ -89,7 +116,7 @@ def _write(
         average_fps=video.average_fps,
         audio_from=audio_from,
         lossless=lossless,
-        metadata=_marks(video),
+        metadata=marks(video),
         start_pts=int(first.pts[0]),
     )
     return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
@@ -111,8 +138,8 @@ def _audio(store: ObjectStore, video: IndexedVideo) -> Iterator[str | None]:
         yield str(copy)
 
 
-def _marks(video: IndexedVideo) -> dict[str, str]:
-    """What says in an exported file where its pictures come from."""
+def marks(video: IndexedVideo) -> dict[str, str]:
+    """What says in a file where its pictures come from."""
     if video.state == "added":
         return {"comment": f"Encoded again from the original by {GENERATOR}. source sha256={video.sha256}"}
     return {

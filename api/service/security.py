@@ -45,8 +45,8 @@ class Caller:
 LOCAL = Caller(key_id="local", name="local", scopes=frozenset(SCOPES))
 
 
-def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
-    """A FastAPI dependency: the caller, who may do what `scope` says.
+def needs(scope: Scope | None) -> Callable[..., Awaitable[Caller]]:
+    """A FastAPI dependency: the caller, who may do what `scope` says; None: whoever has a usable key.
 
     Refuses with 401 a key that is missing, malformed, unknown, revoked or expired, with 403 one without the
     scope, with 429 one that asks too often.
@@ -62,7 +62,7 @@ def needs(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     return caller_with_scope
 
 
-async def admitted(request: Request, service: Service, scope: Scope) -> Caller:
+async def admitted(request: Request, service: Service, scope: Scope | None) -> Caller:
     """The caller of `request`, as `needs` has it."""
     caller = await _caller(request, service)
     request.state.caller = caller  # logs and the audit say who was refused, too
@@ -71,7 +71,7 @@ async def admitted(request: Request, service: Service, scope: Scope) -> Caller:
         request.state.allowance = allowance
         if not allowance.allowed:
             raise _too_often(allowance, f"key {caller.key_id}: {allowance.limit} requests")
-    if not caller.may(scope):
+    if scope is not None and not caller.may(scope):
         raise Refused(
             HTTPStatus.FORBIDDEN,
             f"scope {scope!r} is needed; key {caller.key_id} has {', '.join(sorted(caller.scopes))}",

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from nvpstore.catalog import Catalog, Snapshot
-from nvpstore.errors import CommitDropped, UsageError
+from nvpstore.errors import CommitDropped, OnHold
 from nvpstore.storage import keys
 from nvpstore.storage.erase import erase, leftovers
 from nvpstore.upkeep.renewal import renew_checkpoints
@@ -26,8 +26,8 @@ class Erasure:
 def erase_video(catalog: Catalog, ref: str) -> Erasure:
     """Erase a video: its objects, name, tags and what this machine keeps of it. Only its id remains.
 
-    The id of an erased video again deletes what killed writers left of it since. Raises UsageError for an
-    unknown video and for one on hold.
+    The id of an erased video again deletes what killed writers left of it since. Raises NotFound for an
+    unknown video, OnHold for one on hold.
     """
     for _ in range(_TRIES):
         snapshot = catalog.snapshot()
@@ -48,5 +48,5 @@ def _erasable(catalog: Catalog, snapshot: Snapshot, ref: str) -> str:
         return ref
     video = snapshot.video(snapshot.find_video(ref))
     if video.hold:
-        raise UsageError(f"{video.name} ({video.video_id}) is on hold: it cannot be erased before that ends")
+        raise OnHold(f"{video.name} ({video.video_id}) is on hold: it cannot be erased before that ends")
     return video.video_id

@@ -297,12 +297,25 @@ class TorchOperators:
         needed = [record for record in records if len(inside[record.segment])]
         with closing(ahead(needed, begin)) as turns:
             for record in turns:
-                if record.fitted:
-                    handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
-                    frames = partial(self.decode, handle, taps=(RGB_STAGE,))
-                else:
-                    frames = partial(self.source, snapshot, video_id)
+                frames = self._pixels_of(snapshot, video_id, record)
                 yield from _shown(record, inside[record.segment], frames, batch_frames)
+
+    def decode_frame(
+        self, snapshot: Snapshot, video_id: str, record: SegmentRecord, frame: int
+    ) -> FrameBatch:
+        """One frame of a segment, at source size. Nothing but that segment is fetched."""
+        position = np.array([frame - record.start_frame])
+        (shown,) = _shown(record, position, self._pixels_of(snapshot, video_id, record), batch_frames=1)
+        return shown
+
+    def _pixels_of(
+        self, snapshot: Snapshot, video_id: str, record: SegmentRecord
+    ) -> Callable[[NDArray[np.int64]], Mapping[str, object]]:
+        """What gives `{"rgb": Pixels}` of a segment's frames: its decoder, fetched, or the original."""
+        if not record.fitted:
+            return partial(self.source, snapshot, video_id)
+        handle = self.fetch(snapshot, video_id, record.segment, RGB_STAGE)
+        return partial(self.decode, handle, taps=(RGB_STAGE,))
 
     def _source_scan(self, snapshot: Snapshot, video_id: str) -> SourceScan:
         """What reading the original at any frame needs, from the catalog instead of a pass over the file."""
