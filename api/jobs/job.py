@@ -19,7 +19,8 @@ class Job:
 
     `request`, `progress`, `result` and `error` are JSON objects: what was asked, how far it is
     (`phase, done, total, psnr, eta_seconds`), what came of it, and why it failed (`title, detail, status`).
-    `attempts` counts how often a worker took it. `cancelling`: somebody asked to stop it.
+    `attempts` counts how often a worker took it, `failures` how many of these failed or were lost.
+    `cancelling`: somebody asked to stop it.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Job:
     priority: int
     state: JobState
     attempts: int
+    failures: int
     created_at: float
     started_at: float | None
     finished_at: float | None

@@ -5,24 +5,37 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from nvpstore.api.jobs.job import Event, EventKind, Job, JobKind, JobState, Lease
-from nvpstore.errors import NotFound, NvpError, StoreError, UsageError
+from nvpstore.api.jobs.table import (
+    COLUMNS,
+    KeyReused,
+    asked,
+    json_or_none,
+    known,
+    one,
+    reading,
+    repeated,
+    to_job,
+    to_json,
+    writing,
+)
+from nvpstore.errors import NvpError, StoreError
 from nvpstore.storage.keys import new_attempt
 
 LEASE_SECONDS = 30.0  # without a renewal; then another worker takes the job
 MOST_ATTEMPTS = 3
 RETRY_SECONDS = 5.0  # after the first attempt; doubles with each
-_BUSY_MILLISECONDS = 10_000
-_COLUMNS = (
-    "id, kind, owner, request, priority, state, attempts, created_at, started_at, finished_at, worker,"
-    " cancelling, progress, result, error"
-)
+KEPT_PROGRESS = 100  # events of a job: a fit of a day reports more often than anybody reads
+
+
+__all__ = ["JobQueue", "KeyReused", "LeaseLost", "QueueFull"]
 
 
 class QueueFull(NvpError):
@@ -31,10 +44,6 @@ class QueueFull(NvpError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
-
-
-class KeyReused(UsageError):
-    """An idempotency key came again with another request."""
 
 
 class LeaseLost(NvpError):
@@ -62,7 +71,9 @@ class JobQueue:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise StoreError(f"cannot keep jobs in {path.parent}: {cause.strerror}") from cause
-        with self._reading() as con:
+        # Two that turn one new file to WAL at the same moment get in each other's way.
+        with FileLock(path.with_name(f"{path.name}.lock")), reading(self.path) as con:
+            con.execute("PRAGMA journal_mode = WAL")
             con.executescript(files(__package__).joinpath("schema.sql").read_text())
 
     # ------------------------------------------------------------ those who ask
@@ -83,24 +94,13 @@ class JobQueue:
         it was used for another request, QueueFull where too many wait. Requests are the same where their
         `identity` is: by default all of the request.
         """
-        text, now = _json(request), self._clock()
-        same = text if identity is None else _json(identity)
-        with self._writing() as con:
-            if idempotency_key is not None and (
-                earlier := _one(con, "owner = ? AND idempotency_key = ?", owner, idempotency_key)
-            ):
-                (before,) = con.execute("SELECT identity FROM jobs WHERE id = ?", (earlier.id,)).fetchone()
-                if (earlier.kind, before) != (kind, same):
-                    raise KeyReused(
-                        f"Idempotency-Key {idempotency_key!r} was used for another request (job {earlier.id})"
-                    )
+        text, now = asked(request), self._clock()
+        same = text if identity is None else asked(identity)
+        with writing(self.path) as con:
+            earlier = None if idempotency_key is None else repeated(con, owner, idempotency_key, kind, same)
+            if earlier is not None:
                 return earlier, False
-            (waiting,) = con.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()
-            if waiting >= self._most_waiting:
-                raise QueueFull(
-                    f"{waiting} jobs wait, the most that may: try again later",
-                    retry_after_seconds=self.lease_seconds,
-                )
+            self._check_room(con)
             job_id = new_attempt()
             con.execute(
                 "INSERT INTO jobs (id, kind, owner, request, priority, state, created_at, not_before,"
@@ -108,12 +108,12 @@ class JobQueue:
                 (job_id, kind, owner, text, priority, now, now, idempotency_key, same),
             )
             self._tell(con, job_id, "state", {"state": "queued"})
-            return _known(con, job_id), True
+            return known(con, job_id), True
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound for an unknown one."""
-        with self._reading() as con:
-            return _known(con, job_id)
+        with reading(self.path) as con:
+            return known(con, job_id)
 
     def jobs(
         self,
@@ -128,23 +128,23 @@ class JobQueue:
         asked = {"owner = ?": owner, "state = ?": state, "kind = ?": kind, "id < ?": before}
         given = {condition: value for condition, value in asked.items() if value is not None}
         where = " AND ".join(given) or "true"
-        with self._reading() as con:
+        with reading(self.path) as con:
             rows = con.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT ?",
                 (*given.values(), limit),
             )
-            return [_job(row) for row in rows]
+            return [to_job(row) for row in rows]
 
     def counts(self) -> dict[tuple[JobKind, JobState], int]:
         """How many jobs of each kind are in each state."""
-        with self._reading() as con:
+        with reading(self.path) as con:
             rows = con.execute("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state")
             return {(row[0], row[1]): row[2] for row in rows}
 
     def events(self, job_id: str | None, *, after: int = 0, limit: int = 1_000) -> list[Event]:
         """What happened to a job, or with None to any, after event number `after`, in order."""
         where, given = ("", ()) if job_id is None else ("job = ? AND ", (job_id,))
-        with self._reading() as con:
+        with reading(self.path) as con:
             rows = con.execute(
                 f"SELECT number, job, at, kind, data FROM events WHERE {where}number > ?"
                 " ORDER BY number LIMIT ?",
@@ -154,44 +154,44 @@ class JobQueue:
 
     def newest_event(self) -> int:
         """The number of the last event of any job; 0 where nothing has happened yet."""
-        with self._reading() as con:
+        with reading(self.path) as con:
             (number,) = con.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()
             return int(number)
 
     def cancel(self, job_id: str) -> Job:
         """A waiting job is cancelled at once; a running one when its worker next looks."""
-        with self._writing() as con:
-            job = _known(con, job_id)
+        with writing(self.path) as con:
+            job = known(con, job_id)
             if job.state == "queued":
                 self._end(con, job_id, "cancelled")
             elif not job.final and not job.cancelling:
                 con.execute("UPDATE jobs SET cancelling = 1 WHERE id = ?", (job_id,))
                 self._tell(con, job_id, "log", {"text": "asked to stop"})
-            return _known(con, job_id)
+            return known(con, job_id)
 
     def forget(self, *, older_than_seconds: float) -> list[Job]:
         """Drop jobs that ended longer ago, with their events; returns what they were."""
         until = self._clock() - older_than_seconds
-        with self._writing() as con:
+        with writing(self.path) as con:
             rows = con.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ?", (until,)
+                f"SELECT {COLUMNS} FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ?", (until,)
             ).fetchall()
             con.executemany("DELETE FROM jobs WHERE id = ?", [(row[0],) for row in rows])
-            return [_job(row) for row in rows]
+            return [to_job(row) for row in rows]
 
     # ------------------------------------------------------------ those who work
 
     def claim(self, worker: str, kinds: Sequence[JobKind]) -> Lease | None:
         """Take the next job of these kinds: highest priority, then oldest. None where nothing waits.
 
-        First jobs whose lease ran out go back into the queue, or fail after as many attempts as may be.
+        First jobs whose lease ran out go back into the queue, or fail after as many failures as may be.
         """
-        with self._writing() as con:
-            self._recover(con)
+        with writing(self.path) as con:
+            self._take_back(con, "lease_until < ?", self._clock(), why="ended, or hung,")
             marks = ", ".join("?" * len(kinds))
             row = con.execute(
                 f"SELECT id FROM jobs WHERE state = 'queued' AND not_before <= ? AND kind IN ({marks})"
-                " ORDER BY priority DESC, id LIMIT 1",
+                " ORDER BY priority DESC, rowid LIMIT 1",
                 (self._clock(), *kinds),
             ).fetchone()
             if row is None:
@@ -202,7 +202,7 @@ class JobQueue:
                 " started_at = coalesce(started_at, ?) WHERE id = ?",
                 (worker, now + self.lease_seconds, now, row[0]),
             )
-            job = _known(con, row[0])
+            job = known(con, row[0])
             self._tell(con, job.id, "state", {"state": "running", "attempt": job.attempts})
             return Lease(job=job, worker=worker, attempt=job.attempts)
 
@@ -211,90 +211,114 @@ class JobQueue:
 
         Raises LeaseLost.
         """
-        with self._writing() as con:
+        with writing(self.path) as con:
             job = self._held(con, lease)
             con.execute(
                 "UPDATE jobs SET lease_until = ? WHERE id = ?", (self._clock() + self.lease_seconds, job.id)
             )
             return not job.cancelling
 
+    def goes_on(self, lease: Lease) -> bool:
+        """What `renew` returns, without renewing anything. Raises LeaseLost."""
+        with reading(self.path) as con:
+            return not self._held(con, lease).cancelling
+
     def report(self, lease: Lease, progress: Mapping[str, Any]) -> None:
-        """How far it is. Raises LeaseLost."""
-        with self._writing() as con:
+        """How far it is. Of its events the last KEPT_PROGRESS stay. Raises LeaseLost."""
+        job_id = lease.job.id
+        with writing(self.path) as con:
             self._held(con, lease)
-            con.execute("UPDATE jobs SET progress = ? WHERE id = ?", (_json(progress), lease.job.id))
-            self._tell(con, lease.job.id, "progress", progress)
+            con.execute("UPDATE jobs SET progress = ? WHERE id = ?", (to_json(progress), job_id))
+            self._tell(con, job_id, "progress", progress)
+            con.execute(
+                "DELETE FROM events WHERE job = ?1 AND kind = 'progress' AND number <= (SELECT number FROM"
+                " events WHERE job = ?1 AND kind = 'progress' ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+                (job_id, KEPT_PROGRESS),
+            )
 
     def log(self, lease: Lease, text: str) -> None:
         """A line for the job's own log. Raises LeaseLost."""
-        with self._writing() as con:
+        with writing(self.path) as con:
             self._held(con, lease)
             self._tell(con, lease.job.id, "log", {"text": text})
 
     def finish(self, lease: Lease, result: Mapping[str, Any]) -> None:
         """Raises LeaseLost."""
-        with self._writing() as con:
+        with writing(self.path) as con:
             self._held(con, lease)
             self._end(con, lease.job.id, "done", result=result)
 
     def cancelled(self, lease: Lease) -> None:
         """The worker stopped because it was asked to. Raises LeaseLost."""
-        with self._writing() as con:
+        with writing(self.path) as con:
             self._held(con, lease)
             self._end(con, lease.job.id, "cancelled")
 
-    def fail(self, lease: Lease, error: Mapping[str, Any], *, retry: bool) -> None:
-        """It did not work out; with `retry`, another attempt may. Raises LeaseLost."""
-        with self._writing() as con:
-            self._held(con, lease)
-            self._again_or_failed(con, lease.job.id, lease.attempt, error, retry=retry)
+    def fail(self, lease: Lease, error: Mapping[str, Any], *, retry: bool) -> Job:
+        """It did not work out; with `retry`, another attempt may. Returns the job. Raises LeaseLost."""
+        with writing(self.path) as con:
+            self._again_or_failed(con, self._held(con, lease), error, retry=retry)
+            return known(con, lease.job.id)
 
-    def release(self, lease: Lease) -> None:
-        """Give a job back unfinished, as a worker does that is told to stop: no attempt is counted.
+    def release(self, lease: Lease) -> Job:
+        """Give a job back unfinished, as a worker does that is told to stop: that is no failure.
 
-        Raises LeaseLost.
+        Returns the job, which is cancelled where that was asked meanwhile. Raises LeaseLost.
         """
-        with self._writing() as con:
-            self._held(con, lease)
-            con.execute(
-                "UPDATE jobs SET state = 'queued', attempts = attempts - 1, worker = NULL, lease_until = NULL"
-                " WHERE id = ?",
-                (lease.job.id,),
-            )
-            self._tell(con, lease.job.id, "state", {"state": "queued"})
+        with writing(self.path) as con:
+            if self._held(con, lease).cancelling:
+                self._end(con, lease.job.id, "cancelled")
+            else:
+                self._put_back(con, lease.job.id, wait_seconds=0)
+            return known(con, lease.job.id)
+
+    def lost(self, worker: str, why: str) -> None:
+        """Take back at once what a worker holds that is known to have ended; `why` is the sentence's verb."""
+        with writing(self.path) as con:
+            self._take_back(con, "worker = ?", worker, why=why)
 
     # ------------------------------------------------------------ parts
 
-    def _recover(self, con: sqlite3.Connection) -> None:
-        lost = con.execute(
-            "SELECT id, attempts, cancelling, worker FROM jobs WHERE state = 'running' AND lease_until < ?",
-            (self._clock(),),
-        ).fetchall()
-        for job_id, attempts, cancelling, worker in lost:
-            if cancelling:
-                self._end(con, job_id, "cancelled")
-                continue
+    def _check_room(self, con: sqlite3.Connection) -> None:
+        (waiting,) = con.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()
+        if waiting >= self._most_waiting:
+            raise QueueFull(
+                f"{waiting} jobs wait, the most that may: try again later",
+                retry_after_seconds=self.lease_seconds,
+            )
+
+    def _take_back(self, con: sqlite3.Connection, where: str, value: object, *, why: str) -> None:
+        rows = con.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'running' AND {where}", (value,))
+        for job in [to_job(row) for row in rows]:
             error = {
-                "title": "the worker was lost",
-                "detail": f"worker {worker} ended, or hung, during attempt {attempts}",
+                "title": "Internal Server Error",
+                "detail": f"worker {job.worker} {why} during attempt {job.attempts}",
                 "status": 500,
             }
-            self._again_or_failed(con, job_id, attempts, error, retry=True)
+            self._again_or_failed(con, job, error, retry=True)
 
     def _again_or_failed(
-        self, con: sqlite3.Connection, job_id: str, attempts: int, error: Mapping[str, Any], *, retry: bool
+        self, con: sqlite3.Connection, job: Job, error: Mapping[str, Any], *, retry: bool
     ) -> None:
-        if not retry or attempts >= self._most_attempts:
-            self._end(con, job_id, "failed", error=error)
+        if job.cancelling:
+            self._end(con, job.id, "cancelled")
             return
-        wait = self._retry_seconds * 2 ** (attempts - 1)
+        con.execute("UPDATE jobs SET failures = failures + 1 WHERE id = ?", (job.id,))
+        if not retry or job.failures + 1 >= self._most_attempts:
+            self._end(con, job.id, "failed", error=error)
+            return
+        wait = self._retry_seconds * 2**job.failures
+        self._tell(con, job.id, "log", {"text": f"attempt {job.attempts} failed: {error.get('detail')}"})
+        self._put_back(con, job.id, wait_seconds=wait)
+
+    def _put_back(self, con: sqlite3.Connection, job_id: str, *, wait_seconds: float) -> None:
         con.execute(
             "UPDATE jobs SET state = 'queued', worker = NULL, lease_until = NULL, not_before = ?"
             " WHERE id = ?",
-            (self._clock() + wait, job_id),
+            (self._clock() + wait_seconds, job_id),
         )
-        self._tell(con, job_id, "log", {"text": f"attempt {attempts} failed: {error.get('detail')}"})
-        self._tell(con, job_id, "state", {"state": "queued", "retry_seconds": wait})
+        waits = {"retry_seconds": wait_seconds} if wait_seconds else {}
+        self._tell(con, job_id, "state", {"state": "queued", **waits})
 
     def _end(
         self,
@@ -308,13 +332,13 @@ class JobQueue:
         con.execute(
             "UPDATE jobs SET state = ?, finished_at = ?, worker = NULL, lease_until = NULL, result = ?,"
             " error = ? WHERE id = ?",
-            (state, self._clock(), _json_or_none(result), _json_or_none(error), job_id),
+            (state, self._clock(), json_or_none(result), json_or_none(error), job_id),
         )
         said = {"state": state, "result": result, "error": error}
         self._tell(con, job_id, "state", {name: value for name, value in said.items() if value is not None})
 
     def _held(self, con: sqlite3.Connection, lease: Lease) -> Job:
-        job = _one(con, "id = ?", lease.job.id)
+        job = one(con, "id = ?", lease.job.id)
         mine = job is not None and (job.state, job.worker, job.attempts) == (
             "running",
             lease.worker,
@@ -327,57 +351,5 @@ class JobQueue:
     def _tell(self, con: sqlite3.Connection, job_id: str, kind: EventKind, data: Mapping[str, Any]) -> None:
         con.execute(
             "INSERT INTO events (job, at, kind, data) VALUES (?, ?, ?, ?)",
-            (job_id, self._clock(), kind, _json(data)),
+            (job_id, self._clock(), kind, to_json(data)),
         )
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as con:
-            con.execute("BEGIN IMMEDIATE")
-            try:
-                yield con
-            except BaseException:
-                con.execute("ROLLBACK")
-                raise
-            con.execute("COMMIT")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            con = sqlite3.connect(self.path, timeout=_BUSY_MILLISECONDS / 1000, isolation_level=None)
-            try:
-                con.execute("PRAGMA journal_mode = WAL")
-                con.execute("PRAGMA synchronous = FULL")  # a job that was accepted is not lost with the power
-                con.execute("PRAGMA foreign_keys = ON")
-                yield con
-            finally:
-                con.close()
-        except sqlite3.Error as cause:
-            raise StoreError(f"the queue {self.path} cannot be used: {cause}") from cause
-
-
-def _one(con: sqlite3.Connection, where: str, *values: object) -> Job | None:
-    row = con.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {where}", values).fetchone()
-    return None if row is None else _job(row)
-
-
-def _known(con: sqlite3.Connection, job_id: str) -> Job:
-    job = _one(con, "id = ?", job_id)
-    if job is None:
-        raise NotFound(f"no job {job_id!r}")
-    return job
-
-
-def _job(row: Sequence[Any]) -> Job:
-    fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    for name in ("request", "progress", "result", "error"):
-        fields[name] = None if fields[name] is None else json.loads(fields[name])
-    return Job(**{**fields, "cancelling": bool(fields["cancelling"])})
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
-def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else _json(value)

@@ -6,7 +6,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     request         TEXT NOT NULL,
     priority        INTEGER NOT NULL,      -- higher first
     state           TEXT NOT NULL,
-    attempts        INTEGER NOT NULL DEFAULT 0,
+    attempts        INTEGER NOT NULL DEFAULT 0,  -- how often it was taken: a lease is told by it
+    failures        INTEGER NOT NULL DEFAULT 0,  -- attempts that failed or were lost
     created_at      REAL NOT NULL,
     not_before      REAL NOT NULL,         -- a retry waits until then
     started_at      REAL,
@@ -22,7 +23,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     UNIQUE (owner, idempotency_key)
 ) STRICT;
 
-CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (state, priority DESC, id);
+CREATE INDEX IF NOT EXISTS jobs_waiting ON jobs (state, priority DESC);
 
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
