@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvpstore.api.commands import archive, ingest, query, results, tasks, videos, views
+from nvpstore.api.commands import archive, ingest, query, results, service, tasks, videos, views
 
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
@@ -23,4 +23,6 @@ COMMANDS = (
     archive.add_gc,
     archive.add_copy,
     archive.add_catalog,
+    service.add_serve,
+    service.add_keys,
 )

@@ -13,13 +13,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from nvpstore.api.jobs.queue import QueueFull
+from nvpstore.api.jobs.queue import KeyReused, QueueFull
 from nvpstore.errors import (
     ArchiveError,
     CommitDropped,
     IntegrityError,
     NotFound,
     NvpError,
+    OnHold,
     QueryError,
     RouteError,
     SourceError,
@@ -29,12 +30,16 @@ from nvpstore.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+OURS = "an error of ours; its log has the request's id"
+MOST_ERRORS = 20  # of one request's fields
 _log = logging.getLogger("nvpstore.service")
 
 # The first that an error is an instance of counts: special ones first.
 _STATUS: tuple[tuple[type[NvpError], HTTPStatus], ...] = (
     (QueueFull, HTTPStatus.TOO_MANY_REQUESTS),
+    (KeyReused, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotFound, HTTPStatus.NOT_FOUND),
+    (OnHold, HTTPStatus.CONFLICT),
     (QueryError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (RouteError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (TaskError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -86,10 +91,11 @@ def problem(
     errors: list[dict[str, Any]] | None = None,
     error: str | None = None,
 ) -> Response:
+    """The answer that says it; `error` is the error's class, where it is one of ours."""
     body = Problem(
         title=status.phrase,
         status=status.value,
-        detail=detail,
+        detail=_sayable(detail),
         error=error,
         instance=getattr(request.state, "request_id", None),
         errors=errors,
@@ -99,27 +105,33 @@ def problem(
     )
 
 
+def refusal(request: Request, error: Refused) -> Response:
+    return problem(request, error.status, error.detail, headers=error.headers)
+
+
+def unexpected(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: the caller learns nothing of it, the log everything."""
+    _log.error("request failed: %s", type(error).__name__, exc_info=error, extra=_of(request))
+    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, OURS)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Every way in which a request can fail, said in the one shape."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return problem(request, error.status, error.detail, headers=error.headers)
+        return refusal(request, error)
 
     @app.exception_handler(NvpError)
     async def ours(request: Request, error: NvpError) -> Response:
-        status = status_of(error)
-        headers = {}
-        if isinstance(error, QueueFull):
-            headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-        if status is HTTPStatus.SERVICE_UNAVAILABLE:
-            headers["Retry-After"] = "5"
-        said, kind = " ".join(str(error).split()), type(error).__name__
-        return problem(request, status, said, headers=headers, error=kind)
+        return _ours(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        found = [{"at": [str(part) for part in e["loc"]], "message": e["msg"]} for e in error.errors()]
+        found = [
+            {"at": [_sayable(str(part)) for part in e["loc"]], "message": _sayable(e["msg"])}
+            for e in error.errors()[:MOST_ERRORS]
+        ]
         said = "; ".join(f"{'.'.join(e['at'])}: {e['message']}" for e in found)
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, said, errors=found)
 
@@ -128,8 +140,28 @@ def add_handlers(app: FastAPI) -> None:
         return problem(request, HTTPStatus(error.status_code), str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        _log.exception("request failed", exc_info=error)
-        return problem(
-            request, HTTPStatus.INTERNAL_SERVER_ERROR, "an error of ours; its log has the request's id"
-        )
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return unexpected(request, error)
+
+
+def _ours(request: Request, error: NvpError) -> Response:
+    status, headers = status_of(error), {}
+    said = " ".join(str(error).split())
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "5"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request failed: %s", said, exc_info=error, extra=_of(request))
+        # Such messages name files and hosts: they are for who was let in.
+        said = said if hasattr(request.state, "caller") else OURS
+    return problem(request, status, said, headers=headers, error=type(error).__name__)
+
+
+def _of(request: Request) -> dict[str, object]:
+    return {"fields": {"request": getattr(request.state, "request_id", None)}}
+
+
+def _sayable(text: str) -> str:
+    """Without lone surrogates, which JSON texts may smuggle in and UTF-8 has no form for."""
+    return text.encode("utf-8", "replace").decode("utf-8")
