@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 5.0  # in a log
 SECONDS_BETWEEN_REWRITES = 0.1  # on a terminal
-IN_BYTES = frozenset({"read", "copy"})  # phases whose steps are bytes
+IN_BYTES = frozenset({"read", "copy", "upload"})  # phases whose steps are bytes
 FIRST_LOOK = "scan"  # the phase of reading a file through, before anything is fitted
 QUIET_SECONDS = 3.0
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive, open
+    from nvpstore.client import connect
 
 # Before anything loads Arrow. The allocator that its wheels bring by default crashes where threads come and
 # go (https://github.com/apache/arrow/issues/50908), and what it frees cannot be given back.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
-__all__ = ["Archive", "__version__", "open"]
+__all__ = ["Archive", "__version__", "connect", "open"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from nvpstore import archive
 
         return getattr(archive, name)
+    if name == "connect":
+        from nvpstore import client
+
+        return client.connect
     raise AttributeError(f"module 'nvpstore' has no attribute {name!r}")

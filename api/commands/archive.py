@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import nvpstore
-from nvpstore.api.commands.opening import Subparsers, archive_uri, hours, open_archive
+from nvpstore.api.commands.opening import Subparsers, archive_uri, hours, open_itself, own_root
 from nvpstore.api.output import Output, fields_of
 from nvpstore.api.progress import ProgressLine, size
 from nvpstore.errors import ArchiveError, IntegrityError, StoreError
@@ -57,7 +57,7 @@ def add_init(commands: Subparsers, **options: Any) -> None:
 
 
 def init(args: argparse.Namespace, output: Output) -> None:
-    uri = args.uri or archive_uri(args)
+    uri = own_root(args, args.uri or archive_uri(args))
     # Left out where it is not given: the default is the archive's own.
     grace = {} if args.grace is None else {"grace_seconds": round(args.grace.total_seconds())}
     nvpstore.Archive.create(uri, **grace)
@@ -72,7 +72,7 @@ def add_catalog(commands: Subparsers, **options: Any) -> None:
 
 
 def rebuild(args: argparse.Namespace, output: Output) -> None:
-    archive = open_archive(args)
+    archive = open_itself(args)
     archive.rebuild_catalog()
     videos = len(archive.videos())
     output.done({"videos": videos}, text=f"rebuilt the index: {videos} videos")
@@ -96,7 +96,7 @@ def add_verify(commands: Subparsers, **options: Any) -> None:
 def verify(args: argparse.Namespace, output: Output) -> None:
     line = ProgressLine(sys.stderr)
     try:
-        report = open_archive(args).verify(deep=args.deep, progress=line)
+        report = open_itself(args).verify(deep=args.deep, progress=line)
     finally:
         line.close()
     output.done(report, text="\n".join(_verify_lines(report)))
@@ -138,7 +138,7 @@ def add_gc(commands: Subparsers, **options: Any) -> None:
 
 
 def gc(args: argparse.Namespace, output: Output) -> None:
-    found = open_archive(args).gc(grace=args.grace, dry_run=args.dry_run)
+    found = open_itself(args).gc(grace=args.grace, dry_run=args.dry_run)
     freed = size(sum(obj.size_bytes for obj in found.superseded))
     how = "would delete" if args.dry_run else "deleted"
     lines = [f"{how} {len(found.superseded)} superseded objects ({freed}) and {len(found.orphans)} orphans"]
@@ -162,7 +162,7 @@ def add_copy(commands: Subparsers, **options: Any) -> None:
 
 
 def copy(args: argparse.Namespace, output: Output) -> None:
-    source, target = nvpstore.open(args.source), _opened_or_made(args.target)
+    source, target = nvpstore.open(own_root(args, args.source)), _opened_or_made(own_root(args, args.target))
     line = ProgressLine(sys.stderr)
     try:
         report = source.copy_to(target, where=args.where, progress=line)

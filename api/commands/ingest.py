@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nvpstore.api.commands import remote
 from nvpstore.api.commands.intake import (
     DEFAULT_TASKS,
     FILES,
     SUMMARY,
+    Stored,
     add_fail_fast,
     add_file_options,
     add_fit_options,
@@ -19,7 +22,7 @@ from nvpstore.api.commands.intake import (
     one_after_another,
     one_file,
 )
-from nvpstore.api.commands.opening import Subparsers, open_archive
+from nvpstore.api.commands.opening import Subparsers, open_archive, open_itself, open_server, served
 from nvpstore.api.output import Output
 from nvpstore.api.progress import AfterEstimate, ProgressLine, duration, size
 from nvpstore.errors import UsageError
@@ -28,7 +31,7 @@ from nvpstore.upkeep.folders import RemoteVideo, VideoFile
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nvpstore.archive import Archive, VideoSummary
+    from nvpstore.archive import Archive
 
 INGEST = f"""\
 Fits and stores videos; a rerun continues, and what is stored already is no work.
@@ -62,8 +65,8 @@ def add_ingest(commands: Subparsers, **options: Any) -> None:
     parser.add_argument(
         "--keep-source",
         choices=("reference", "copy", "none"),
-        default="reference",
-        help="remember where the file is, copy it into the archive, or neither (default: reference)",
+        help="remember where the file is, copy it into the archive, or neither "
+        "(default: reference; none where it is sent to a server)",
     )
     add_fail_fast(parser)
     parser.set_defaults(run=ingest)
@@ -78,8 +81,8 @@ def add_add(commands: Subparsers, **options: Any) -> None:
     parser.add_argument(
         "--keep-source",
         choices=("reference", "copy"),
-        default="reference",
-        help="remember where the file is, or copy it into the archive (default: reference)",
+        help="remember where the file is, or copy it into the archive "
+        "(default: reference; copy where it is sent to a server)",
     )
     add_fail_fast(parser)
     parser.set_defaults(run=add)
@@ -107,11 +110,7 @@ def add_fit(commands: Subparsers, **options: Any) -> None:
 
 def ingest(args: argparse.Namespace, output: Output) -> None:
     videos, alone = named_files(args)
-    archive = open_archive(args)
-
-    def store(video: VideoFile) -> VideoSummary:
-        return one_file(archive, video, lambda path: _ingest_file(archive, video, path, args))
-
+    store = remote.ingesting(open_server(args), args) if served(args) else _ingesting(open_itself(args), args)
     summaries = one_after_another(
         videos, store, output, alone=alone, fail_fast=args.fail_fast, empty="nothing was stored"
     )
@@ -120,27 +119,23 @@ def ingest(args: argparse.Namespace, output: Output) -> None:
 
 def add(args: argparse.Namespace, output: Output) -> None:
     videos, alone = named_files(args)
-    archive = open_archive(args)
-
-    def store(video: VideoFile) -> VideoSummary:
-        return one_file(archive, video, lambda path: _add_file(archive, video, path, args))
-
+    store = remote.adding(open_server(args), args) if served(args) else _adding(open_itself(args), args)
     one_after_another(videos, store, output, alone=alone, fail_fast=args.fail_fast, empty="nothing was added")
 
 
 def fit(args: argparse.Namespace, output: Output) -> None:
     if args.videos and args.where is not None:
         raise UsageError("VIDEO and --videos: give one or the other")
-    archive = open_archive(args)
     where = [] if args.refit else ["state = 'added'"]
     # On lines of its own, so that a comment in it ends before our parenthesis.
     where += [] if args.where is None else [f"(\n{args.where}\n)"]
     if args.refit and not args.videos and args.where is None:
         raise UsageError("--refit: name each VIDEO, or choose with --videos")
-    videos = args.videos or archive.videos_where(" AND ".join(where))
+    videos = args.videos or open_archive(args).videos_where(" AND ".join(where))
+    store = remote.fitting(open_server(args), args) if served(args) else _fitting(open_itself(args), args)
     summaries = one_after_another(
         videos,
-        lambda ref: _fit_video(archive, ref, args),
+        store,
         output,
         alone=len(args.videos) == 1,
         fail_fast=args.fail_fast,
@@ -149,7 +144,19 @@ def fit(args: argparse.Namespace, output: Output) -> None:
     check_targets(summaries, strict=args.strict)
 
 
-def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> VideoSummary:
+def _ingesting(archive: Archive, args: argparse.Namespace) -> Callable[[VideoFile], Stored]:
+    return lambda video: one_file(archive, video, lambda path: _ingest_file(archive, video, path, args))
+
+
+def _adding(archive: Archive, args: argparse.Namespace) -> Callable[[VideoFile], Stored]:
+    return lambda video: one_file(archive, video, lambda path: _add_file(archive, video, path, args))
+
+
+def _fitting(archive: Archive, args: argparse.Namespace) -> Callable[[str], Stored]:
+    return lambda ref: _fit_video(archive, ref, args)
+
+
+def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> Stored:
     tasks = tuple(args.tasks or DEFAULT_TASKS)
     line = ProgressLine(sys.stderr)
     try:
@@ -161,7 +168,7 @@ def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.
             name=args.name,
             recorded_at=args.recorded_at,
             device=args.device,
-            keep_source=args.keep_source,
+            keep_source=args.keep_source or "reference",
             source_uri=_uri(video),
             refit=args.refit,
             progress=AfterEstimate(line, lambda: _estimate(archive, str(video), path, args)),
@@ -170,7 +177,7 @@ def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.
         line.close()
 
 
-def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> VideoSummary:
+def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Namespace) -> Stored:
     line = ProgressLine(sys.stderr)
     try:
         return archive.add(
@@ -179,7 +186,7 @@ def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Nam
             tags=dict(args.tags),
             name=args.name,
             recorded_at=args.recorded_at,
-            keep_source=args.keep_source,
+            keep_source=args.keep_source or "reference",
             source_uri=_uri(video),
             progress=AfterEstimate(line, lambda: f"{video}: reading it through"),
         )
@@ -187,7 +194,7 @@ def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Nam
         line.close()
 
 
-def _fit_video(archive: Archive, ref: str, args: argparse.Namespace) -> VideoSummary:
+def _fit_video(archive: Archive, ref: str, args: argparse.Namespace) -> Stored:
     line = ProgressLine(sys.stderr)
     try:
         return archive.fit(

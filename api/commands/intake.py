@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from nvpstore.api.commands.opening import instant, tag
 from nvpstore.api.output import Output
@@ -15,9 +15,29 @@ from nvpstore.upkeep.folders import VIDEO_SUFFIXES, VideoFile, at_hand, expand
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nvpstore.archive import Archive, VideoSummary
+    from nvpstore.archive import Archive
 
 T = TypeVar("T")
+
+
+class Stored(Protocol):
+    """What is shown of a stored video, whoever stored it."""
+
+    @property
+    def video_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def psnr(self) -> float | None: ...
+    @property
+    def stored_bytes(self) -> int: ...
+    @property
+    def already_stored(self) -> bool: ...
+
 
 # Those of Archive.ingest; spelled out, since help must not load the archive.
 DEFAULT_PRESET = "demo"
@@ -87,7 +107,7 @@ def named_files(args: argparse.Namespace) -> tuple[list[VideoFile], bool]:
     return videos, alone
 
 
-def one_file(archive: Archive, video: VideoFile, store: Callable[[Path], VideoSummary]) -> VideoSummary:
+def one_file(archive: Archive, video: VideoFile, store: Callable[[Path], Stored]) -> Stored:
     """`store` on the file, which is fetched for it if it is far away."""
     with at_hand(video, archive.catalog.folder / "incoming") as path:
         try:
@@ -99,18 +119,18 @@ def one_file(archive: Archive, video: VideoFile, store: Callable[[Path], VideoSu
 
 def one_after_another(
     items: Sequence[T],
-    store: Callable[[T], VideoSummary],
+    store: Callable[[T], Stored],
     output: Output,
     *,
     alone: bool,
     fail_fast: bool,
     empty: str,
-) -> list[VideoSummary]:
+) -> list[Stored]:
     """Stores them all and shows the summaries, or `empty`; files that are no videos fail at the end.
 
     Raises SourceError naming them, at once where there is only one or with `fail_fast`.
     """
-    summaries: list[VideoSummary] = []
+    summaries: list[Stored] = []
     failures: list[str] = []
     for item in items:
         try:
@@ -126,13 +146,13 @@ def one_after_another(
     return summaries
 
 
-def check_targets(summaries: Sequence[VideoSummary], *, strict: bool) -> None:
+def check_targets(summaries: Sequence[Stored], *, strict: bool) -> None:
     below = [s.name for s in summaries if s.state == "below_target"]
     if strict and below:
         raise SourceError(f"below the PSNR target: {', '.join(below)}")
 
 
-def _sentence(summary: VideoSummary) -> str:
+def _sentence(summary: Stored) -> str:
     how = "already stored" if summary.already_stored else summary.state.replace("_", " ")
     found = f"{summary.frames} frames" if summary.psnr is None else f"{summary.psnr:.2f} dB"
     return f"{summary.video_id}  {summary.name}: {how}, {found}, {size(summary.stored_bytes)}"

@@ -7,25 +7,51 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import nvpstore
+from nvpstore.client.connecting import is_server
 from nvpstore.errors import UsageError
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive
+    from nvpstore.client.remote import RemoteArchive
 
 Subparsers = Any  # argparse's class for this is private
 
 
-def open_archive(args: argparse.Namespace) -> Archive:
-    """The archive of --archive or NVP_ARCHIVE. Raises UsageError where neither is given."""
-    return nvpstore.open(archive_uri(args))
+def open_archive(args: argparse.Namespace) -> Archive | RemoteArchive:
+    """The archive of --archive or NVP_ARCHIVE, or the server there. Raises UsageError where none is named."""
+    return open_server(args) if served(args) else open_itself(args)
+
+
+def open_server(args: argparse.Namespace) -> RemoteArchive:
+    return nvpstore.connect(archive_uri(args))
+
+
+def open_itself(args: argparse.Namespace) -> Archive:
+    """The archive, which must not be a server's."""
+    return nvpstore.open(own_root(args, archive_uri(args)))
+
+
+def own_root(args: argparse.Namespace, uri: str) -> str:
+    """A root that is no server's address, which is a UsageError."""
+    if is_server(uri):
+        raise UsageError(
+            f"nvp {args.command} needs the archive itself (a folder or s3://bucket/prefix); {uri} is a server"
+        )
+    return uri
 
 
 def archive_uri(args: argparse.Namespace) -> str:
     if not args.archive:
         raise UsageError(
-            "no archive named: use --archive URI or set NVP_ARCHIVE (a folder or s3://bucket/prefix)"
+            "no archive named: use --archive URI or set NVP_ARCHIVE (a folder, s3://bucket/prefix or "
+            "http://host:port)"
         )
     return str(args.archive)
+
+
+def served(args: argparse.Namespace) -> bool:
+    """Whether a server does the work."""
+    return is_server(archive_uri(args))
 
 
 def seconds(text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nvpstore.api.commands.opening import Subparsers, open_archive
+from nvpstore.api.commands.opening import Subparsers, open_itself
 from nvpstore.api.output import Output
 from nvpstore.api.progress import size
 from nvpstore.errors import UsageError
@@ -43,14 +43,14 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def list_results(args: argparse.Namespace, output: Output) -> None:
-    found = open_archive(args).results(video=args.video, task=args.task)
+    found = open_itself(args).results(video=args.video, task=args.task)
     output.rows(found, columns=("task", "name", "frames", "rows", "bytes", "stored_at", "video_id"))
 
 
 def drop_results(args: argparse.Namespace, output: Output) -> None:
     if args.all == bool(args.task or args.video):
         raise UsageError("say what to drop: --task, --video or both, or else --all")
-    dropped = open_archive(args).drop_results(video=args.video, task=args.task)
+    dropped = open_itself(args).drop_results(video=args.video, task=args.task)
     total = {
         "objects": len(dropped),
         "bytes": sum(result.bytes for result in dropped),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nvpstore.api.commands.opening import Subparsers, open_archive
+from nvpstore.api.commands.opening import Subparsers, open_itself
 from nvpstore.api.output import Output
 
 VIEWS = """\
@@ -46,14 +46,14 @@ def add_views(commands: Subparsers, **options: Any) -> None:
 
 
 def add_view(args: argparse.Namespace, output: Output) -> None:
-    view = open_archive(args).save_view(args.name, args.sql)
+    view = open_itself(args).save_view(args.name, args.sql)
     output.done(view, text=f"{view.name} is saved: queries can name it like a table")
 
 
 def list_views(args: argparse.Namespace, output: Output) -> None:
-    output.rows(open_archive(args).views(), columns=("name", "saved_at", "sql"))
+    output.rows(open_itself(args).views(), columns=("name", "saved_at", "sql"))
 
 
 def remove_view(args: argparse.Namespace, output: Output) -> None:
-    view = open_archive(args).drop_view(args.name)
+    view = open_itself(args).drop_view(args.name)
     output.done(view, text=f"dropped the view {view.name}")

@@ -20,8 +20,8 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 def connect(url: str, *, key: str | None = None) -> RemoteArchive:
     """The archive that `nvp serve` offers at `url`, such as `http://127.0.0.1:8080`; nothing is asked yet.
 
-    `key` (default: NVP_KEY in the environment) is sent to this server and to no other. Raises UsageError for a
-    malformed address or key, and where the extra `client` is not installed.
+    `key` (default: NVP_KEY in the environment) is sent to this server and to no other. Raises UsageError for
+    a malformed address or key, and where the extra `client` is not installed.
     """
     address = _checked(url)
     given = key if key is not None else os.environ.get(KEY_VARIABLE, "").strip() or None

@@ -17,9 +17,7 @@ from nvpstore.errors import (
 )
 
 _BY_NAME: Mapping[str, type[NvpError]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, NvpError)
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, NvpError)
 }
 # Where a problem does not name its error, as those of proxies do not.
 _BY_STATUS: Mapping[int, type[NvpError]] = {

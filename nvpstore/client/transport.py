@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -31,7 +31,8 @@ QUERY_SECONDS = 3600.0  # without a byte of one that does
 _CONNECT_SECONDS = 10.0
 _ATTEMPTS = 7
 _LONGEST_PAUSE_SECONDS = 10.0
-_PASSING = frozenset({429, 502, 503, 504})
+_PASSING = frozenset({429, 503})
+_PASSING_OF_PROXIES = frozenset({502, 504})
 _MOST_PROBLEM_BYTES = 1 << 16
 
 
@@ -39,13 +40,13 @@ _MOST_PROBLEM_BYTES = 1 << 16
 class Ask:
     """One request. `retry`: to ask twice does no more than to ask once.
 
-    `files` and `fields` are the parts of a form, `body` is a JSON value. `query`: what may be wrong with it is
-    the text of a query.
+    `files` and `fields` are the parts of a form, `body` is a JSON value. `query`: it runs one, whose text may
+    be wrong.
     """
 
     method: str
     path: str
-    params: Mapping[str, Any] | Sequence[tuple[str, Any]] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
     fields: Mapping[str, Any] | None = None
@@ -153,7 +154,7 @@ class Transport:
             finally:
                 response.close()
         error = error_of(problem, status=response.status_code, query=ask.query)
-        if response.status_code in _PASSING:
+        if _passes(response.status_code, problem, ask):
             raise Busy(str(error), pause_seconds=_retry_after(response), last=error)
         raise error
 
@@ -166,11 +167,17 @@ class Transport:
         return self._client.build_request(
             ask.method,
             ask.path,
-            params=httpx2.QueryParams(dict(ask.params) if isinstance(ask.params, Mapping) else list(ask.params)),
+            params=dict(ask.params),
             headers=dict(ask.headers),
             timeout=httpx2.Timeout(QUICK_SECONDS, connect=_CONNECT_SECONDS, read=ask.read_seconds),
             **given,
         )
+
+
+def _passes(status: int, problem: Mapping[str, Any], ask: Ask) -> bool:
+    # A query that took too long would take as long again, and a proxy's patience does not grow.
+    of_proxy = "error" not in problem and not ask.query
+    return status in _PASSING or (of_proxy and status in _PASSING_OF_PROXIES)
 
 
 def _pause(state: RetryCallState) -> float:
