@@ -13,6 +13,7 @@ from nvpstore.errors import UsageError
 VARIABLES: Mapping[str, str] = {
     "state_dir": "NVP_STATE",
     "workers": "NVP_WORKERS",
+    "worker_bytes": "NVP_WORKER_MEMORY",
     "roots": "NVP_INGEST_ROOTS",
     "upload_bytes": "NVP_UPLOAD_LIMIT",
     "upload_seconds": "NVP_UPLOAD_DURATION",
@@ -30,6 +31,7 @@ _ABOVE_ZERO = (
     "grace_seconds",
 )  # fmt: skip
 
+LEAST_WORKER_BYTES = 2**30  # torch alone takes a good part of it
 _WHOLE = ("pixels", "waiting_jobs", "queries_at_once", "grace_seconds")  # numbers of at least 1
 
 
@@ -37,18 +39,19 @@ _WHOLE = ("pixels", "waiting_jobs", "queries_at_once", "grace_seconds")  # numbe
 class ServiceSettings:
     """One server's settings.
 
-    `state_dir` holds jobs, keys, the audit log and unfinished uploads: it must survive restarts. `workers`
-    (≥ 0) processes fit videos. `roots` are the URI prefixes from which `{"uri": …}` may be ingested (none:
-    uploads only). A video may have at most `upload_bytes` bytes, `upload_seconds` seconds and `pixels` pixels
-    a frame; who sends less than 64 KiB of one in `stall_seconds` is cut off. Clips that were made are kept,
-    up to `clip_bytes` of them. At most `waiting_jobs` jobs wait. `rate` bounds each key's requests, such as
-    `600/minute`; `queries_at_once` (≥ 1) the queries of each that run at the same time. `hosts` are the names
-    under which it is reached (none: any; on loopback only those of loopback). Requests get `grace_seconds` to
-    end when it stops.
+    `state_dir` holds jobs, keys, the audit log and unfinished uploads: it must survive restarts. `workers` (≥
+    0) processes fit videos, each in at most `worker_bytes` of memory (None: as much as it needs). `roots` are
+    the URI prefixes from which `{"uri": …}` may be ingested (none: uploads only). A video may have at most
+    `upload_bytes` bytes, `upload_seconds` seconds and `pixels` pixels a frame; who sends less than 64 KiB of
+    one in `stall_seconds` is cut off. Clips that were made are kept, up to `clip_bytes` of them. At most
+    `waiting_jobs` jobs wait. `rate` bounds each key's requests, such as `600/minute`; `queries_at_once` (≥ 1)
+    the queries of each that run at the same time. `hosts` are the names under which it is reached (none: any;
+    on loopback only those of loopback). Requests get `grace_seconds` to end when it stops.
     """
 
     state_dir: Path
     workers: int = 1
+    worker_bytes: int | None = None
     roots: tuple[str, ...] = ()
     upload_bytes: int = 20 * 10**9
     upload_seconds: float = 12 * 3600.0
@@ -65,6 +68,8 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UsageError(f"NVP_WORKERS is {self.workers}: 0 or more are allowed")
+        if self.worker_bytes is not None and self.worker_bytes < LEAST_WORKER_BYTES:
+            raise UsageError(f"NVP_WORKER_MEMORY is {self.worker_bytes} bytes: at least 1 GiB is needed")
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{VARIABLES[name]} is {getattr(self, name)}: more than 0 is needed")
@@ -84,6 +89,8 @@ def load_service_settings(environment: Mapping[str, str] | None = None) -> Servi
             given[name] = _number(text, int, name=VARIABLES[name])
     if text := env.get("NVP_UPLOAD_LIMIT"):
         given["upload_bytes"] = parse_bytes(text, name="NVP_UPLOAD_LIMIT")
+    if text := env.get("NVP_WORKER_MEMORY"):
+        given["worker_bytes"] = parse_bytes(text, name="NVP_WORKER_MEMORY")
     if text := env.get("NVP_CLIP_CACHE"):
         given["clip_bytes"] = parse_bytes(text, name="NVP_CLIP_CACHE")
     for name in ("upload_seconds", "stall_seconds"):
