@@ -6,6 +6,7 @@ Produced by uploads (`uploads/<ULID>/<name>`), consumed by the workers, swept by
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -42,7 +43,8 @@ def check_free(folder: Path, size_bytes: int) -> None:
     """Raises StoreError where the disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < size_bytes + SPARE_BYTES:
-        raise StoreError(f"the disk is full: {size_bytes} bytes are needed, {free} are free")
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise StoreError(f"the disk is full: {size_bytes} bytes are needed, {free} are free") from full
 
 
 def uploaded(spool_dir: Path, file: str) -> Path:

@@ -49,6 +49,9 @@ _PLAYLISTS = ("hls", "dash", "concat", "imf")
 
 _UNDECODABLE_LEAD_IN = 8
 
+# A stream may change its size at any frame, and pictures are allocated before anybody has looked at them.
+MOST_PIXELS = 2**26
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orientation:
@@ -248,6 +251,7 @@ def open_decoder(path: str) -> Iterator[Decoder]:
     with open_container(path) as container:
         stream = _video_stream(path, container)
         stream.thread_type = ThreadType.AUTO
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         yield Decoder(path, container, stream)
 
 

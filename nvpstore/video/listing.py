@@ -17,6 +17,7 @@ from nvpstore.video.source import checked_frames, digest_file, fingerprint, prob
 # one, some packets are never shown.
 _FRAME_A_PACKET = frozenset({"h264", "hevc", "av1", "vp9", "mjpeg", "ffv1", "prores", "rawvideo"})
 _CHECKED_FRAMES = 24
+_PROGRESS_PACKETS = 4096
 
 SHORTEST_SEGMENT = 96
 LONGEST_SEGMENT = 384
@@ -32,7 +33,7 @@ def list_frames(path: str, *, progress: Callable[[int], None] | None = None) -> 
     a file is only noticed when it is decoded.
     """
     info = probe(path)
-    listed = _listed(info) if info.codec in _FRAME_A_PACKET else None
+    listed = _listed(info, progress or _no_progress) if info.codec in _FRAME_A_PACKET else None
     if listed is None:
         found = scan(path, max_segment_frames=LONGEST_SEGMENT, progress=progress)
         segments = divide_at((), frames=found.frames)
@@ -60,12 +61,16 @@ def divide_at(starts: Sequence[int], *, frames: int) -> tuple[SegmentSpan, ...]:
     )
 
 
-def _listed(info: SourceInfo) -> SourceScan | None:
+def _listed(info: SourceInfo, progress: Callable[[int], None]) -> SourceScan | None:
     """None where the packets do not tell what would be decoded."""
     path = info.path
     before = fingerprint(path)
     with open_decoder(path) as decoder:
-        packets = list(decoder.packets())
+        packets = []
+        for packet in decoder.packets():
+            packets.append(packet)
+            if len(packets) % _PROGRESS_PACKETS == 0:
+                progress(len(packets))
         decoder.check_complete()
     stamps = [(pts, starts) for pts, starts in packets if pts is not None]
     pts = np.array(sorted(pts for pts, _ in stamps), dtype=np.int64)
@@ -93,3 +98,7 @@ def _decodes_so(found: SourceScan) -> bool:
     except SourceError:
         return False
     return True
+
+
+def _no_progress(frames: int) -> None:
+    pass
