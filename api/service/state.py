@@ -38,8 +38,8 @@ class Service:
         object.__setattr__(self, "audit", AuditLog(self.settings.state_dir / "audit.jsonl"))
 
 
-def service_of(request: Request) -> Service:
-    """The server's own (a FastAPI dependency)."""
+async def service_of(request: Request) -> Service:
+    """The server's own (a FastAPI dependency; asynchronous, so that it waits for no thread)."""
     service = request.app.state.service
     assert isinstance(service, Service), "set by create_app"
     return service
