@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from nvpstore import __version__
-from nvpstore.api.service import console, frames, health, jobs, queries, tasks, videos
+from nvpstore.api.service import clips, console, frames, health, jobs, queries, tasks, videos
 from nvpstore.api.service.health import Readiness
 from nvpstore.api.service.middleware import Streams, add_middleware
 from nvpstore.api.service.problems import Problem, add_handlers
@@ -36,7 +36,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.streams = Streams()
     add_handlers(app)
     add_middleware(app, service, prefix=PREFIX, uploads=UPLOADS)
-    for room in (videos, frames, jobs, queries, tasks):
+    for room in (videos, frames, clips, jobs, queries, tasks):
         app.include_router(room.router, prefix=PREFIX)
     app.include_router(health.router)
     app.include_router(console.router)
