@@ -17,14 +17,13 @@ from pathlib import Path
 
 from nvpstore.api.jobs import spool
 from nvpstore.api.jobs.attempt import GRACE_SECONDS
-from nvpstore.api.jobs.orders import Orders
+from nvpstore.api.jobs.orders import AFRESH, Orders
 from nvpstore.api.jobs.queue import LEASE_SECONDS, JobQueue
 from nvpstore.api.service.settings import ServiceSettings
 from nvpstore.errors import NvpError
 from nvpstore.storage.keys import new_attempt
 
 KEPT_SECONDS = 30 * 24 * 3600.0  # jobs that ended are remembered for so long
-_AFRESH = 75  # worker.AFRESH; importing that would load what workers load
 _POLL_SECONDS = 0.2
 _TIDY_SECONDS = 600.0
 _YOUNG_SECONDS = 60.0  # a worker that dies younger is not started again at once
@@ -48,7 +47,7 @@ class _Place:
 
     def ended(self, status: int, now: float) -> None:
         self.process = None
-        young = status not in (0, _AFRESH) and now - self.started_at < _YOUNG_SECONDS
+        young = status not in (0, AFRESH) and now - self.started_at < _YOUNG_SECONDS
         self.deaths = self.deaths + 1 if young else 0
         pause = _FIRST_PAUSE_SECONDS * 2 ** (self.deaths - 1) if self.deaths else 0.0
         self.not_before = now + min(pause, _LONGEST_PAUSE_SECONDS)
@@ -135,15 +134,20 @@ class Supervisor:
 
     def _start(self, place: _Place, now: float) -> None:
         place.name, place.started_at = f"worker-{place.number}-{new_attempt()}", now
-        place.process = subprocess.Popen(
-            [sys.executable, "-m", "nvpstore.api.jobs.worker", place.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, **self._variables(place)},
-            # Ctrl-C is for us: workers are told to stop, once.
-            start_new_session=True,
-            text=True,
-        )
+        try:
+            place.process = subprocess.Popen(
+                [sys.executable, "-m", "nvpstore.api.jobs.worker", place.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **self._variables(place)},
+                # Ctrl-C is for us: workers are told to stop, once.
+                start_new_session=True,
+                text=True,
+            )
+        except OSError as error:
+            _log.error("worker %s cannot be started: %s", place.name, error)
+            place.ended(1, now)
+            return
         assert place.process.stdin is not None, "a pipe was asked for"
         # It stays open: its end is how a worker knows that we are gone.
         with suppress(BrokenPipeError):
@@ -189,7 +193,7 @@ class Supervisor:
             with suppress(OSError):
                 place.process.stdin.close()
         why = _death(status)
-        if status not in (0, _AFRESH):
+        if status not in (0, AFRESH):
             _log.warning("worker %s %s", place.name, why)
         try:
             self._queue.lost(place.name, why)
@@ -204,10 +208,8 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
         return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
     # Numbered as CUDA numbers those that it sees, whatever the system calls them.
     with suppress(OSError):
-        return [
-            str(number)
-            for number in range(sum(1 for path in devices.iterdir() if _DEVICE.fullmatch(path.name)))
-        ]
+        found = [path for path in devices.iterdir() if _DEVICE.fullmatch(path.name)]
+        return [str(number) for number in range(len(found))]
     return []
 
 

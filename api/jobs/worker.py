@@ -11,16 +11,17 @@ import logging
 import os
 import random
 import resource
+import select
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import nvpstore
 from nvpstore.api.jobs import web
 from nvpstore.api.jobs.attempt import GRACE_SECONDS, Attempt
 from nvpstore.api.jobs.failures import described
 from nvpstore.api.jobs.job import JobKind, Lease
-from nvpstore.api.jobs.orders import Orders
+from nvpstore.api.jobs.orders import AFRESH, Orders
 from nvpstore.api.jobs.probing import ProbeLimits
 from nvpstore.api.jobs.queue import JobQueue
 from nvpstore.api.jobs.run import Stopped, run_job
@@ -30,7 +31,6 @@ from nvpstore.archive import Archive
 from nvpstore.errors import NvpError, StoreError
 
 KINDS: Sequence[JobKind] = ("ingest", "add", "fit", "train")
-AFRESH = 75  # the exit status that asks for a new process at once
 _POLL_SECONDS = 0.5
 _NICENESS = 5  # those who ask come before those who wait
 _HUNG_LEASES = 4  # after so many without a sign of life the process is beyond hope
@@ -39,7 +39,10 @@ _log = logging.getLogger("nvpstore.worker")
 
 
 class Worker:
-    """Does the jobs of `queue` on `archive`, one after the other, until `stopping` is set."""
+    """Does the jobs of `queue` on `archive`, one after the other, until `stopping` is set.
+
+    A process that does nothing at all for `hung_seconds` during a job, not even keep its lease, is ended.
+    """
 
     def __init__(
         self,
@@ -51,14 +54,14 @@ class Worker:
         device: str = "auto",
         stopping: threading.Event | None = None,
         grace_seconds: float = GRACE_SECONDS,
-        alive: Callable[[], None] = lambda: None,
+        hung_seconds: float | None = None,
         probe_limits: ProbeLimits | None = None,
         resolve: web.Resolve = web.addresses_of,
     ) -> None:
         self._archive, self._queue, self._settings = archive, queue, settings
         self._name, self._device = name, device
         self._stopping = stopping or threading.Event()
-        self._grace_seconds, self._alive = grace_seconds, alive
+        self._grace_seconds, self._hung_seconds = grace_seconds, hung_seconds
         self._probe_limits, self._resolve = probe_limits, resolve
 
     def run(self) -> bool:
@@ -80,10 +83,19 @@ class Worker:
             spool_dir=self._settings.spool_dir,
             stopping=self._stopping,
             grace_seconds=self._grace_seconds,
-            alive=self._alive,
+            alive=self._live_on,
         )
-        with attempt:
-            return self._do(lease, attempt)
+        try:
+            with attempt:
+                return self._do(lease, attempt)
+        finally:
+            if self._hung_seconds is not None:
+                faulthandler.cancel_dump_traceback_later()
+
+    def _live_on(self) -> None:
+        # Its thread needs no interpreter: it also ends a process that some library has locked up.
+        if self._hung_seconds is not None:
+            faulthandler.dump_traceback_later(self._hung_seconds, exit=True)
 
     def _claim(self) -> Lease | None:
         try:
@@ -141,7 +153,7 @@ def main() -> int:
             device=orders.device,
             stopping=stopping,
             grace_seconds=orders.grace_seconds,
-            alive=lambda: faulthandler.dump_traceback_later(_HUNG_LEASES * orders.lease_seconds, exit=True),
+            hung_seconds=_HUNG_LEASES * orders.lease_seconds,
         )
         return 0 if worker.run() else AFRESH
     except NvpError as error:
@@ -160,24 +172,21 @@ def _first_line() -> bytes:
 
 
 def _told_to_stop() -> threading.Event:
-    """Set by SIGTERM or SIGINT, and when whoever holds the other end of standard input has ended.
+    """Set by SIGTERM or SIGINT, and when whoever holds the other end of standard input has ended."""
+    stopping = threading.Event()
+    heard, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    # A byte for each signal at once, whatever the main thread is deep in.
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)
 
-    Signals go to a thread that waits for them: the main one may be deep in a computation.
-    """
-    stopping, signals = threading.Event(), (signal.SIGTERM, signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-
-    def hear_signals() -> None:
-        signal.sigwait(signals)
+    def listen() -> None:
+        select.select([0, heard], [], [])
         stopping.set()
 
-    def hear_parent() -> None:
-        while os.read(0, 1):
-            pass
-        stopping.set()
-
-    for hear in (hear_signals, hear_parent):
-        threading.Thread(target=hear, name=hear.__name__, daemon=True).start()
+    threading.Thread(target=listen, name="stop", daemon=True).start()
     return stopping
 
 
