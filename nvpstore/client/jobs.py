@@ -105,7 +105,8 @@ def _events(transport: Transport, job_id: str, *, after: str | None) -> Iterator
         retry=True,
     )
     with transport.streamed(ask) as response:
-        yield from httpx2.EventSource(response)
+        if response.status_code != httpx2.codes.NO_CONTENT:  # it is over, and nothing happened since
+            yield from httpx2.EventSource(response)
 
 
 def _tell(event: httpx2.ServerSentEvent, on_progress: OnProgress | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from nvpstore.client.results import stream
+from nvpstore.client.streams import RemoteStream
 from nvpstore.client.transport import Transport
 from nvpstore.errors import ServiceError, UsageError
 from nvpstore.types import FrameBatch
@@ -38,7 +38,7 @@ def frames(
     given = {name: value for name, value in params.items() if value is not None}
     # Not ordered by SQL: so rows come as the server decodes them, in order.
     query = f"SELECT {_COLUMNS} FROM frames(format := 'png') WHERE video_id = $id{where}"
-    with closing(stream(transport, query, params=given)) as batches:
+    with closing(RemoteStream(transport, query, params=given)) as batches:
         for rows in batches:
             for offset in range(0, rows.num_rows, batch_frames):
                 yield _frames_of(rows.slice(offset, batch_frames), time_base, origin)

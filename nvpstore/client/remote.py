@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-import pyarrow as pa
-
 from nvpstore.client.downloads import export
 from nvpstore.client.jobs import OnProgress, RemoteJob, get_job, job_of, result_of
 from nvpstore.client.pictures import frames
-from nvpstore.client.results import OnQuery, RemoteResult, stream
+from nvpstore.client.results import RemoteResult
+from nvpstore.client.streams import Params, RemoteStream
 from nvpstore.client.tasks import Described, add_task
 from nvpstore.client.transport import Transport
 from nvpstore.client.uploads import upload
@@ -32,7 +31,6 @@ from nvpstore.errors import UsageError
 from nvpstore.types import FrameBatch, VideoMeta
 
 KeepSource = Literal["reference", "copy", "none"]
-Params = Sequence[Any] | Mapping[str, Any]
 
 DEFAULT_TASKS = ("labels",)
 DEFAULT_PRESET = "demo"
@@ -214,10 +212,10 @@ class RemoteArchive:
 
     def stream(
         self, query: str, *, params: Params | None = None, tables: Mapping[str, Any] | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> RemoteStream:
         """The rows of one SELECT in batches, as the server computes them. Close it, and the server stops."""
         _refuse_tables(tables)
-        return stream(self._transport, query, params=params)
+        return RemoteStream(self._transport, query, params=params)
 
     def videos_where(self, where: str | None = None) -> list[str]:
         """Ids of the videos for which an SQL predicate over the columns of the `videos` view holds; all."""
@@ -329,6 +327,3 @@ def _refuse_tables(tables: Mapping[str, Any] | None) -> None:
         raise UsageError(
             f"tables {', '.join(tables)}: a server joins none of the caller's; join its rows here"
         )
-
-
-__all__ = ["OnQuery", "RemoteArchive"]

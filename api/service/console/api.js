@@ -83,6 +83,10 @@ export async function follow(job, onEvent, signal) {
     try {
       const more = last === null ? {} : { "Last-Event-ID": last };
       const response = await ask(`jobs/${encodeURIComponent(job)}/events`, { accept: "text/event-stream", more, signal });
+      if (response.status === 204) { // it is over, and nothing happened since
+        onEvent("state", await get(`jobs/${encodeURIComponent(job)}`, { signal }));
+        return;
+      }
       for await (const event of events(response)) {
         if (event.id) last = event.id;
         failures = 0;

@@ -11,7 +11,7 @@ import { videosPage } from "./videos.js";
 const PAGES = [
   { at: /^\/?$/, name: "videos", title: "Videos", page: videosPage },
   { at: /^\/videos\/([^/]+)$/, name: "videos", title: "Video", page: videoPage },
-  { at: /^\/query$/, name: "query", title: "Query", page: queryPage },
+  { at: /^\/query(?:\?.*)?$/, name: "query", title: "Query", page: queryPage },
   { at: /^\/upload$/, name: "upload", title: "Upload", page: uploadPage },
   { at: /^\/jobs$/, name: "jobs", title: "Jobs", page: jobsPage },
 ];
