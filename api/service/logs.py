@@ -39,5 +39,5 @@ def log_as_json(stream: TextIO | None = None, *, level: int = logging.INFO) -> N
     root.handlers = [handler]
     root.setLevel(level)
     # Others' lines at info are about every request of the object store.
-    for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "filelock", "asyncio"):
+    for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
