@@ -65,6 +65,7 @@ class RemoteResult:
         """The same as JSON values."""
         ask = query_ask("query/explain", self._body, accept="application/json")
         found: dict[str, Any] = json.loads(self._transport.persistently(lambda: self._text(ask), retry=True))
+        del found["warnings"]  # they are said apart
         return found
 
     # ------------------------------------------------------------ rows
@@ -144,7 +145,7 @@ class RemoteResult:
 
     def _text(self, ask: Ask) -> str:
         with self._transport.streamed(ask) as response:
-            return response.read().decode()
+            return response.read().decode().rstrip("\n")
 
 
 def _optional(package: str, method: str) -> ModuleType:

@@ -41,6 +41,10 @@ document.getElementById("key-button").addEventListener("click", async () => {
   await askForKey(why);
   if (key() !== before) show({ focus: false });
 });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its # is no page's
+  main.focus();
+});
 window.addEventListener("hashchange", () => show({ focus: true }));
 showState();
 show({ focus: false });

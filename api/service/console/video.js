@@ -6,6 +6,7 @@ import { key } from "./keys.js";
 import { table } from "./tables.js";
 import { thumbnail } from "./videos.js";
 
+const ORIGINALS = { copy: "copied into the archive", reference: "where it was read" };
 const LONGEST = 60; // seconds that are decoded without being asked for
 
 export function videoPage(signal, id) {
@@ -36,7 +37,7 @@ function mark(video) {
 }
 
 function caption(video) {
-  const source = el("code", {}, video.sha256 ?? `${video.video_id}…`);
+  const source = el("code", {}, video.sha256);
   if (video.state === "added") {
     return ["The original's own pictures, encoded again for the browser: the video is not fitted yet. Source SHA-256 ", source];
   }
@@ -117,7 +118,7 @@ function facts(video) {
     ["Size", `${video.width} × ${video.height}, ${video.frames} frames, ${round(video.fps)} fps, ${clock(video.duration)}`],
     ["PSNR", video.psnr === null ? "not fitted" : `${decibels(video.psnr)}, 5th percentile ${decibels(video.psnr_p5)}`],
     ["Stored", stored(video)],
-    ["Original", `${bytes(video.source_bytes)}`],
+    ["Original", `${bytes(video.source_bytes)}, ${ORIGINALS[video.original] ?? "not kept"}`],
     ["Preset", video.preset || "–"],
     ["Fitted in", seconds(video.fit_seconds)],
     ["Recorded", when(video.recorded_at)],
@@ -152,7 +153,7 @@ function actions(video) {
     save(await response.blob(), name);
   };
   const buttons = [button("Download as MP4", download(`videos/${id}/clip.mp4`, `${video.video_id}.mp4`))];
-  buttons.push(button("Download the original", download(`videos/${id}/original`, video.name)));
+  if (video.original) buttons.push(button("Download the original", download(`videos/${id}/original`, video.name)));
   if (video.state === "added") {
     buttons.push(button("Fit it now", async () => {
       const job = await post(`videos/${id}/fit`, {});
