@@ -14,14 +14,13 @@ from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from nvpstore.api.service.clip_store import ClipName, ClipStore
-from nvpstore.api.service.frames import origin_headers
+from nvpstore.api.service.frames import hiding_places, origin_headers
 from nvpstore.api.service.given import GivenService, Reader, VideoRef, matches, not_modified
 from nvpstore.api.service.problems import Refused
 from nvpstore.api.service.state import Service, service_of
 from nvpstore.api.service.uploads import display_name
 from nvpstore.archive import Archive
 from nvpstore.catalog import IndexedVideo
-from nvpstore.errors import SourceError
 
 Seconds = Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -80,7 +79,8 @@ async def show_clip(
     video = await run_in_threadpool(_video, service, ref)
     name = ClipName(video_id=video.video_id, attempt=video.attempt, start=start, end=end)
     export = partial(_export, service.archive, name)
-    path = await clips.hold(name, export, gone=request.is_disconnected)
+    with hiding_places():
+        path = await clips.hold(name, export, gone=request.is_disconnected)
     try:
         stat = path.stat()
         # Made anew, its bytes may differ: then a range of the one is none of the other.
@@ -183,8 +183,5 @@ def _video(service: Service, ref: str) -> IndexedVideo:
 def _original(service: Service, video: IndexedVideo) -> Path:
     if video.source_uri is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"the original of {video.name} was not kept")
-    try:
+    with hiding_places():
         return service.archive.original(video.video_id)
-    except SourceError:
-        # What it says names places on this machine.
-        raise Refused(HTTPStatus.NOT_FOUND, f"the original of {video.name} is not at hand any more") from None

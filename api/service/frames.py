@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
@@ -15,8 +18,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nvpstore.api.service.given import GivenService, Reader, VideoRef, matches
+from nvpstore.api.service.problems import Refused
 from nvpstore.api.service.state import Service
 from nvpstore.catalog import IndexedVideo
+from nvpstore.errors import SourceError
 from nvpstore.exports import Picture, marks
 
 AT_ONCE = 4  # each may take hundreds of megabytes; others wait without a thread
@@ -48,6 +53,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
     },
     304: {"description": "as the caller has it"},
 }
+_log = logging.getLogger("nvpstore.service")
 
 router = APIRouter(tags=["pictures"])
 
@@ -111,13 +117,24 @@ def origin_headers(video: IndexedVideo, *, psnr: float | None) -> dict[str, str]
     return headers
 
 
+@contextmanager
+def hiding_places() -> Iterator[None]:
+    """What cannot be read from an original is not found: what is said of it names places of this machine."""
+    try:
+        yield
+    except SourceError as cause:
+        _log.warning("an original cannot be read: %s", cause)
+        raise Refused(HTTPStatus.NOT_FOUND, "the video's original is not at hand any more") from cause
+
+
 def _video(service: Service, ref: str) -> IndexedVideo:
     snapshot = service.archive.catalog.snapshot()
     return snapshot.video(snapshot.find_video(ref))
 
 
 def _drawn(service: Service, ref: str, frame: int, width: int | None, kind: str) -> tuple[Picture, bytes]:
-    picture = service.archive.frame(ref, frame)
+    with hiding_places():
+        picture = service.archive.frame(ref, frame)
     return picture, encoded(picture, width=width, kind=kind)
 
 

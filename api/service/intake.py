@@ -165,7 +165,10 @@ def _what_is_said(said: VideoFields) -> Mapping[str, Any]:
 def _normal(uri: str) -> str:
     """A path, or an address with its scheme and host in lower case. Raises Refused for what could be read in
     two ways."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as cause:
+        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"uri {uri!r}: {cause}") from None
     path = unquote(parts.path)
     steps = path.split("/")
     if ".." in steps or "." in steps or "\\" in path or "\0" in path:

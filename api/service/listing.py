@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from nvpstore.api.output import plain
 from nvpstore.api.service.models import Video, VideosPage
 from nvpstore.api.service.problems import Refused
 from nvpstore.catalog import Snapshot
@@ -78,7 +79,7 @@ def _videos(snapshot: Snapshot, video_ids: list[str]) -> list[Video]:
         "ORDER BY name, video_id",
         {"ids": video_ids},
     )
-    return [Video.model_validate(row | {"recorded_at": _time(row["recorded_at"])}) for row in rows]
+    return [Video.model_validate(plain(row | {"recorded_at": _time(row["recorded_at"])})) for row in rows]
 
 
 def _time(microseconds: int | None) -> datetime | None:
