@@ -62,7 +62,8 @@ async def take_uri(request: Request, service: Service, caller: Caller, key: str 
     job = IngestJob(
         uri=uri,
         original_name=display_name(unquote(urlsplit(uri).path)),
-        keep_source=said.keep_source or "reference",
+        # What comes from the web is not asked for again.
+        keep_source=said.keep_source or ("none" if uri.startswith(("http:", "https:")) else "reference"),
         **_what_is_said(said),
     )
     queued, _ = await run_in_threadpool(_submit, service, caller, job, said, key)
