@@ -15,6 +15,8 @@ from nvpstore.api.service.problems import Refused
 
 BODY_BYTES = 1 << 20  # of requests that are no uploads
 BODY_SECONDS = 30.0  # until all of such a body is there
+# Whoever watches a server asks it by its address.
+NAMELESS = frozenset({"/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?", re.ASCII)
@@ -35,19 +37,20 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            host = self._host(headers)
+            host = self._host(headers, known=scope["path"] not in NAMELESS)
             if scope["method"] not in SAFE_METHODS:
                 _check_origin(headers, host)
         await self._app(scope, receive, send)
 
-    def _host(self, headers: Headers) -> str | None:
+    def _host(self, headers: Headers, *, known: bool) -> str | None:
+        """The Host header; with `known` it has to be one of ours."""
         given = headers.getlist("host")
         if not given:
             return None  # HTTP/1.0
         match = _HOST.fullmatch(given[0])
         if len(given) > 1 or match is None:
             raise Refused(HTTPStatus.BAD_REQUEST, "one well-formed Host header is needed")
-        if self._hosts and match[1].lower() not in self._hosts:
+        if known and self._hosts and match[1].lower() not in self._hosts:
             raise Refused(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"host {match[1]!r} is not served here: {', '.join(sorted(self._hosts))} (NVP_HOSTS adds "

@@ -113,9 +113,8 @@ class TestWithoutTheExtra:
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
         missing = "fastapi", "uvicorn", "starlette", "limits", "prometheus_client", "pydantic"
         hidden = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
-        return subprocess.run(
-            [sys.executable, "-c", hidden + code], capture_output=True, text=True, **options
-        )
+        command = [sys.executable, "-c", hidden + code]
+        return subprocess.run(command, capture_output=True, text=True)
 
     def test_serve_names_the_extra(self, empty_nvp: Nvp, state: Path) -> None:
         call = f"main(['--archive', {str(empty_nvp.archive)!r}, 'serve'])"

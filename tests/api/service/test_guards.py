@@ -46,6 +46,11 @@ class TestHosts:
         assert answer.status_code == 421
         assert "NVP_HOSTS" in answer.json()["detail"]
 
+    def test_who_watches_may_ask_by_address(self, tmp_path: Path) -> None:
+        client = small_client(tmp_path, hosts=("nvp.example",))
+        assert client.get("/healthz", headers={"Host": "10.0.0.7:8000"}).status_code == 200
+        assert client.get("/readyz", headers={"Host": "10.0.0.7:8000"}).status_code == 200
+
 
 class TestOrigins:
     @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://testserver:81", "http://["])

@@ -22,10 +22,13 @@ def test_every_variable_is_read() -> None:
         {
             "NVP_STATE": "/var/lib/nvp",
             "NVP_WORKERS": "0",
+            "NVP_WORKER_MEMORY": "4GiB",
             "NVP_INGEST_ROOTS": "/footage  s3://bucket/in/",
             "NVP_UPLOAD_LIMIT": "2GB",
             "NVP_UPLOAD_DURATION": "90.5",
+            "NVP_UPLOAD_STALL": "12",
             "NVP_UPLOAD_PIXELS": "1000000",
+            "NVP_CLIP_CACHE": "0",
             "NVP_QUEUE_LIMIT": "7",
             "NVP_RATE_LIMIT": "10/second",
             "NVP_QUERIES_AT_ONCE": "3",
@@ -36,9 +39,12 @@ def test_every_variable_is_read() -> None:
     assert settings == ServiceSettings(
         state_dir=Path("/var/lib/nvp"),
         workers=0,
+        worker_bytes=4 << 30,
         roots=("/footage", "s3://bucket/in/"),
         upload_bytes=2 * 10**9,
         upload_seconds=90.5,
+        stall_seconds=12.0,
+        clip_bytes=0,
         pixels=1_000_000,
         waiting_jobs=7,
         rate="10/second",
@@ -55,7 +61,7 @@ def test_every_setting_has_a_variable() -> None:
 @pytest.mark.parametrize(("variable", "text"), [
     ("NVP_WORKERS", "-1"), ("NVP_WORKERS", "many"), ("NVP_UPLOAD_LIMIT", "0"), ("NVP_UPLOAD_LIMIT", "much"),
     ("NVP_UPLOAD_DURATION", "nan"), ("NVP_UPLOAD_DURATION", "-5"), ("NVP_UPLOAD_PIXELS", "0"),
-    ("NVP_QUEUE_LIMIT", "1.5"), ("NVP_QUERIES_AT_ONCE", "0"), ("NVP_SHUTDOWN_GRACE", "0"),
+    ("NVP_WORKER_MEMORY", "1MB"), ("NVP_UPLOAD_STALL", "0"), ("NVP_QUEUE_LIMIT", "1.5"), ("NVP_QUERIES_AT_ONCE", "0"), ("NVP_SHUTDOWN_GRACE", "0"),
 ])  # fmt: skip
 def test_malformed_variables_are_named(variable: str, text: str) -> None:
     with pytest.raises(UsageError, match=variable):
