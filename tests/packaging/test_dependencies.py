@@ -19,7 +19,7 @@ PARTS_OF_DECLARED = {"anyio", "h11", "pydantic", "starlette"}
 
 
 def imported() -> dict[str, set[str]]:
-    """Third-party modules that the package's own import, anywhere in a file, and who may have brought each."""
+    """Modules of others that the package's own import, anywhere in a file, and who brings each."""
     names: set[str] = set()
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
