@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nvpstore.archive import Archive
-from nvpstore.errors import SourceError, StoreError, UsageError
+from nvpstore.errors import NotFound, SourceError, StoreError, UsageError
 from tests.conftest import CLIP_FRAMES, Micro, open_micro
 
 pytestmark = pytest.mark.slow  # one fit
@@ -324,6 +324,21 @@ class TestExport:
             micro.archive.export(micro.video_id, tmp_path / "part.mp4", start=99)
         assert os.listdir(tmp_path) == []
 
+    def test_it_tells_how_far_it_is_and_can_be_stopped(self, micro: Micro, tmp_path: Path) -> None:
+        told: list[int] = []
+        micro.archive.export(micro.video_id, tmp_path / "whole.mp4", progress=told.append)
+        assert told[0] == 0
+        assert told == sorted(set(told))
+        assert told[-1] < CLIP_FRAMES
+
+        def stop(done: int) -> None:
+            if done:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            micro.archive.export(micro.video_id, tmp_path / "part.mp4", progress=stop)
+        assert os.listdir(tmp_path) == ["whole.mp4"]
+
     def test_a_folder_gets_a_png_a_frame(self, micro: Micro, tmp_path: Path) -> None:
         folder = tmp_path / "pngs"
         micro.archive.export(micro.video_id, f"{folder}/", start=1.0)
@@ -333,6 +348,24 @@ class TestExport:
         for path, expected in zip(names, wanted, strict=True):
             np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
         assert names[-1].name == f"frame-{CLIP_FRAMES - 1:08d}.png"
+
+
+class TestFrame:
+    def test_it_is_that_of_the_video_bit_for_bit(self, micro: Micro) -> None:
+        expected = stored_frames(micro.archive, micro.video_id)
+        errors = squared_errors(micro)
+        _, pts, time_base = pyav_frames(micro.clip)
+        for number in (0, 29, 30, CLIP_FRAMES - 1):
+            found = micro.archive.frame(micro.video_id, number)
+            np.testing.assert_array_equal(found.rgb_hwc, expected[number])
+            assert (found.frame, found.video.video_id) == (number, micro.video_id)
+            assert found.ts == pytest.approx(float((pts[number] - pts[0]) * time_base))
+            assert found.psnr == pytest.approx(float(10 * np.log10(255**2 / errors[number])), abs=0.01)
+
+    @pytest.mark.parametrize("number", [-1, CLIP_FRAMES, 2**40])
+    def test_one_that_is_not_there_is_said(self, micro: Micro, number: int) -> None:
+        with pytest.raises(NotFound, match=f"no frame {number}: it has frames 0 to {CLIP_FRAMES - 1}"):
+            micro.archive.frame(micro.video_id, number)
 
 
 class TestSourceGone:

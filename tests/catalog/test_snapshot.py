@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nvpstore.catalog import Catalog
-from nvpstore.errors import IntegrityError, TaskError, UsageError
+from nvpstore.errors import IntegrityError, NotFound, TaskError, UsageError
 from nvpstore.storage.tables import decode_latents, decode_route, decode_stages
 from tests.catalog.conftest import view_of
 
@@ -127,6 +127,18 @@ def test_a_video_is_found_by_id_prefix_and_name(archive: Any, catalog: Catalog) 
     for ref in ("nothing", "", "%"):
         with pytest.raises(UsageError, match=r"three\.mp4"):
             snapshot.find_video(ref)
+
+
+def test_the_segment_of_each_frame_is_found(archive: Any, catalog: Catalog) -> None:
+    stored = archive.add_video("one", segments=2)
+    archive.add_video("two", segments=3)
+    snapshot = catalog.snapshot()
+    assert [snapshot.segment_of(stored.video_id, frame) for frame in range(8)] == [0] * 4 + [1] * 4
+    for frame in (-1, 8, 2**40):
+        with pytest.raises(NotFound, match="it has frames 0 to 7"):
+            snapshot.segment_of(stored.video_id, frame)
+    with pytest.raises(NotFound, match="no video"):
+        snapshot.segment_of("f" * 32, 0)
 
 
 def test_an_indexed_video_has_all_fields(archive: Any, catalog: Catalog) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,8 @@ class Export:
         try:
             for step in range(self.steps):
                 progress(step)
-                self.going_on.wait(0.02 if self.steps > 1 else 20)
+                time.sleep(0.01 if self.steps > 1 else 0)
+                self.going_on.wait(20)
             part.write_bytes(b"x" * self.size_bytes)
             part.replace(path)
         finally:

@@ -115,7 +115,10 @@ def test_many_listeners_cost_no_more_reading_than_one(
         nonlocal live
         feed = EventFeed(queue)
         listening = [asyncio.create_task(heard(feed, lease.job.id)) for _ in range(listeners)]
-        await asyncio.sleep(1)
+        before = -1
+        while live < listeners or live != before:  # until all know the past
+            before = live
+            await asyncio.sleep(0.3)
         live = 0
         for done in range(50):
             queue.report(lease, {"done": done})
