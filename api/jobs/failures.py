@@ -14,7 +14,9 @@ from nvpstore.errors import (
     NotFound,
     NvpError,
     ObjectExists,
+    OnHold,
     QueryError,
+    QueryTimeout,
     RouteError,
     SourceError,
     StoreError,
@@ -25,9 +27,11 @@ from nvpstore.errors import (
 # As requests are answered; what is not here is an error of ours. The nearest class counts.
 _STATUS: Mapping[type[BaseException], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
+    OnHold: HTTPStatus.CONFLICT,
     UsageError: HTTPStatus.BAD_REQUEST,
     SourceError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TaskError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    QueryTimeout: HTTPStatus.GATEWAY_TIMEOUT,
     QueryError: HTTPStatus.UNPROCESSABLE_ENTITY,
     RouteError: HTTPStatus.UNPROCESSABLE_ENTITY,
     CommitDropped: HTTPStatus.CONFLICT,
