@@ -18,6 +18,7 @@ import duckdb
 
 from nvpstore.catalog.connections import Connections
 from nvpstore.catalog.tables import TABLES, VIEWS, VIEWS_SQL, united
+from nvpstore.errors import StoreError
 
 DIGITS = 12  # of an entry's checksum, in names
 BUILDING = ".building-"
@@ -134,6 +135,17 @@ class OpenIndex:
         if table == "snapshot":
             return "FROM delta.store.snapshot"
         return united(table, base="base.store", delta="delta.store")
+
+
+def connect_elsewhere(file: IndexFile) -> duckdb.DuckDBPyConnection:
+    """A connection as `OpenIndex.connect` gives it, for as long as the process that this runs in lives.
+
+    Raises StoreError where the index was removed since its name was given away.
+    """
+    try:
+        return OpenIndex(file).connect()
+    except OSError as cause:
+        raise StoreError(f"the index {file.path.name} is gone: an erasure replaced it; ask again") from cause
 
 
 def _attach(connection: duckdb.DuckDBPyConnection, name: str, path: str) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from nvpstore.catalog.connections import Terms
-from nvpstore.catalog.files import OpenIndex
+from nvpstore.catalog.files import OpenIndex, connect_elsewhere
 from nvpstore.catalog.fold import HeldObject, owner_of
 from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segment_record, stored_object
 from nvpstore.catalog.tables import TABLES
@@ -133,6 +134,10 @@ class Snapshot:
             with self.noticing_damage():
                 connection = stack.enter_context(self._index.connections.lend(terms))
             yield connection
+
+    def elsewhere(self) -> Callable[[], duckdb.DuckDBPyConnection]:
+        """What gives a connection as `connect` does when it is called in another process; can be pickled."""
+        return partial(connect_elsewhere, self._index.file)
 
     @contextmanager
     def noticing_damage(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,12 +19,14 @@ from nvpstore.config import Settings, load_settings
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, Picture, export_excerpt, export_original, export_whole, told
 from nvpstore.query.attached import attach_views
+from nvpstore.query.children import Children
 from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.limits import Limits
+from nvpstore.query.parse import PlanFormat
 from nvpstore.query.progress import OnProgress
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
-from nvpstore.query.run import execute, execute_stream
+from nvpstore.query.run import Stream, execute, execute_stream
 from nvpstore.storage import keys
 from nvpstore.storage.gc import Garbage, collect
 from nvpstore.storage.log import GRACE_SECONDS, Log, create_archive
@@ -445,13 +447,38 @@ class Archive:
         tables: Mapping[str, Any] | None = None,
         views: Mapping[str, str] | None = None,
         progress: OnProgress | None = None,
-    ) -> Iterator[pa.RecordBatch]:
+        cancel: threading.Event | None = None,
+        seconds: float | None = None,
+        children: Children | None = None,
+    ) -> Stream:
         """The rows of one SELECT in batches, as they are computed: for answers larger than memory.
 
+        Set `cancel` from any thread, and the next batch is a QueryError, also while the first one is awaited.
+        After `seconds` (None: as settings say) it is a QueryTimeout. With `children`, DuckDB runs what the
+        caller wrote in one of those processes, which the system ends at its limits; rows are the same.
         The rest as in `sql`.
         """
         request = self._request(query, params=params, tables=tables, views=views, progress=progress)
-        return execute_stream(request(self.catalog.snapshot()))
+        limited = replace(request(self.catalog.snapshot()), cancel=cancel, seconds=seconds, children=children)
+        return execute_stream(limited)
+
+    def explain(
+        self,
+        query: str,
+        *,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        plan_format: PlanFormat = "text",
+        cancel: threading.Event | None = None,
+        seconds: float | None = None,
+        children: Children | None = None,
+    ) -> Result:
+        """The plan of one SELECT, as EXPLAIN of it answers; of an EXPLAIN ANALYZE with what it took.
+
+        The rest as in `stream`.
+        """
+        request = self._request(query, params=params, tables=None, views=None, progress=None)
+        asked = replace(request(self.catalog.snapshot()), explain=plan_format)
+        return execute(replace(asked, cancel=cancel, seconds=seconds, children=children))
 
     def attach(self, con: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
         """Add the views `videos segments tasks routes` to a DuckDB connection of the caller's, as of now.

@@ -74,3 +74,7 @@ class ServiceError(NvpError):
 
 class JobCancelled(NvpError):
     """A server's job was cancelled before it was done."""
+
+
+class QueryTimeout(QueryError):
+    """A query ran longer than it may."""

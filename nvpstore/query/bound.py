@@ -8,6 +8,7 @@ import duckdb
 from sqlglot import exp
 
 from nvpstore.errors import QueryError
+from nvpstore.query.asking import Asking
 from nvpstore.query.parse import Query, binder_error
 from nvpstore.query.relation import relation_schema
 from nvpstore.query.versions import resolve_task, text_task
@@ -16,7 +17,7 @@ from nvpstore.query.writing import written
 from nvpstore.types import TaskRecord
 
 
-def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: Sequence[TaskRecord]) -> None:
+def check_binds(asking: Asking, query: Query, tasks: Sequence[TaskRecord]) -> None:
     """Lets DuckDB bind the query on empty relations: unknown names and wrong types fail before any work.
 
     Raises QueryError, which names the view that is at fault, if one is. Texts need not be embedded yet.
@@ -25,20 +26,20 @@ def check_binds(con: duckdb.DuckDBPyConnection, query: Query, tasks: Sequence[Ta
         text_task(call, tasks)
     for table in query.tables:
         task = resolve_task(table, tasks)
-        con.register(table.relation, relation_schema("frames" if task is None else task.kind).empty_table())
+        schema = relation_schema("frames" if task is None else task.kind)
+        asking.register(table.relation, schema.empty_table())
     try:
-        con.execute(f"EXPLAIN {query.sql}").fetchall()
+        asking.check(query.sql)
     except duckdb.Error as cause:
-        raise _refusal(con, query.tree, cause) from cause
-    finally:
-        for table in query.tables:
-            con.unregister(table.relation)
+        raise _refusal(asking, query.tree, cause) from cause
+    for table in query.tables:
+        asking.unregister(table.relation)
 
 
-def _refusal(con: duckdb.DuckDBPyConnection, tree: exp.Query, cause: duckdb.Error) -> QueryError:
+def _refusal(asking: Asking, tree: exp.Query, cause: duckdb.Error) -> QueryError:
     for name, view, alone in views_alone(tree):
         try:
-            con.execute(f"EXPLAIN {written(alone)}").fetchall()
+            asking.check(written(alone))
         except duckdb.Error as own:
             error, shown = binder_error(own, view), f'view "{name}"'
             return error if str(error).startswith(shown) else QueryError(f"{shown}: {error}")

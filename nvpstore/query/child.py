@@ -1,4 +1,4 @@
-"""DuckDB's part of a query in a process of its own, which the system ends at its limits.
+"""DuckDB's part of a query in a process of its own, which the system ends at its limits: the parent's side.
 
 Some of DuckDB's functions look neither at interrupts nor at its memory limit: `repeat('x', 4000000000)`.
 A service that answers strangers runs their SQL here; what may be said in it is checked before, by `parse`.
@@ -6,167 +6,153 @@ A service that answers strangers runs their SQL here; what may be said in it is 
 
 from __future__ import annotations
 
-import contextlib
-import math
-import multiprocessing
-import os
-import resource
+import json
 import signal
 import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from nvpstore.catalog.files import IndexFile, OpenIndex
-from nvpstore.errors import QueryError
-from nvpstore.query.safety import lock_down
+from nvpstore import errors
+from nvpstore.errors import NvpError, QueryError, QueryTimeout
+from nvpstore.query.asking import no_rows
+from nvpstore.query.scheduler import Cancelled
+from nvpstore.query.serving import FAILED, MOST_MESSAGE_BYTES, ROWS, ChildLimits
+from nvpstore.query.spill import Relation, RowFiles
 
-Connect = Callable[[], duckdb.DuckDBPyConnection]
-_START_SECONDS = 60.0  # a new interpreter and its imports, on a busy machine
 _POLL_SECONDS = 0.05
-_SPARE_BYTES = 512 * 2**20  # thread stacks and arenas, most of it never touched
+_PLAN_ROWS = 1 << 17
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a child may take: bytes beyond its imports and inputs, threads ≥ 1, seconds > 0 of running."""
+class Child:
+    """Runs SQL as `Asking` says, in a process that has begun a query.
 
-    memory_bytes: int
-    threads: int
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if self.memory_bytes < 1 or self.threads < 1 or not self.seconds > 0:
-            raise ValueError(f"limits must be positive: {self}")
-
-
-def run_in_child(
-    sql: str,
-    *,
-    connect: Connect,
-    relations: Mapping[str, pa.Table],
-    limits: Limits,
-    cancel: threading.Event | None = None,
-) -> pa.Table:
-    """Runs the checked `sql` of a plan with `relations` registered, in a fresh process; returns its rows.
-
-    `connect` gives the connection to run on; it is pickled, and called in the child (`index_connection` for
-    a catalog's snapshot). Raises QueryError: what DuckDB says, or which limit was reached; the child is gone
-    then.
+    Every method raises Cancelled once `stop` is set, QueryTimeout or QueryError where the process reached a
+    limit. It can be asked nothing more then.
     """
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, connect, limits), name="nvp-query", daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        _await(mine, process, limits, until=time.monotonic() + _START_SECONDS, cancel=cancel)
-        _hand_over(mine, sql, relations)
-        reply = _await(mine, process, limits, until=time.monotonic() + limits.seconds, cancel=cancel)
-    finally:
-        mine.close()
-        process.kill()  # whatever happened, nothing of it stays
-        process.join()
-    with pa.ipc.open_stream(reply) as reader:
-        return reader.read_all()
+
+    def __init__(
+        self, pipe: Connection, *, limits: ChildLimits, stop: threading.Event, exit_code: Callable[[], str]
+    ) -> None:
+        """`exit_code` says how the process ended, once its pipe has."""
+        self._pipe, self._limits, self._stop, self._exit_code = pipe, limits, stop, exit_code
+        self.pid: int | None = None  # known once it has begun
+
+    def begin(self, opening: bytes) -> bool:
+        """The first word; False where the process had ended before. Raises StoreError: the index is gone."""
+        self._send("begin", opening, self._limits)
+        try:
+            self.pid = int(_checked(self._message())[1:])
+        except EOFError:
+            return False
+        return True
+
+    # ------------------------------------------------------------ what may be asked
+
+    def register(self, name: str, rows: Relation) -> None:
+        if isinstance(rows, RowFiles):
+            self._do("register_files", name, rows.files, rows.batch_rows)
+            return
+        if not isinstance(rows, pa.Table):
+            raise TypeError(f"rows of type {type(rows).__name__} cannot go to another process")
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        stream = sink.getvalue()
+        self._do("register", name, stream.size, follows=memoryview(stream))
+
+    def unregister(self, name: str) -> None:
+        self._do("unregister", name)
+
+    def check(self, sql: str) -> None:
+        self._do("check", sql)
+
+    def few(self, sql: str, schema: pa.Schema) -> pa.Table:
+        return self.rows(sql).cast(schema)
+
+    def numbers(self, sql: str) -> NDArray[np.int64]:
+        (column,) = self.rows(sql).columns
+        return np.asarray(column.to_numpy(), dtype=np.int64)
+
+    def rows(self, sql: str) -> pa.Table:
+        return pa.Table.from_batches(self.batches(sql, _PLAN_ROWS))
+
+    def batches(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """Rows that come before an error are given before it is raised."""
+        self._send("batches", sql, rows)
+        schema, some = None, False
+        while (message := self._reply())[:1] == ROWS:
+            with pa.ipc.open_stream(memoryview(message)[1:]) as reader:
+                schema = reader.schema
+                for batch in reader:
+                    some = True
+                    yield batch
+        if not some:
+            assert schema is not None, "the columns come first"
+            yield no_rows(schema)
+
+    # ------------------------------------------------------------ the pipe
+
+    def _do(self, word: str, *arguments: object, follows: memoryview | None = None) -> None:
+        self._send(word, *arguments, follows=follows)
+        self._reply()
+
+    def _send(self, word: str, *arguments: object, follows: memoryview | None = None) -> None:
+        try:
+            self._pipe.send((word, *arguments))
+            if follows is not None:
+                self._pipe.send_bytes(follows)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # `_reply` says why it ended
+
+    def _reply(self) -> bytes:
+        """The next message. Raises the error that it tells, or why there is none."""
+        try:
+            return _checked(self._message())
+        except EOFError:
+            raise self._death() from None
+
+    def _message(self) -> bytes:
+        """Raises EOFError where there is none any more."""
+        try:
+            while not self._pipe.poll(_POLL_SECONDS):
+                if self._stop.is_set():
+                    raise Cancelled("the query was cancelled")
+            return self._pipe.recv_bytes(MOST_MESSAGE_BYTES)
+        except OSError as cause:
+            raise EOFError from cause
+
+    def _death(self) -> QueryError:
+        code = self._exit_code()
+        if code == str(-signal.SIGXCPU):
+            return QueryTimeout(f"the query was stopped after {self._limits.seconds} s (NVP_QUERY_TIMEOUT)")
+        return QueryError(
+            f"the query was stopped: its process ended ({code}), most likely for want of memory"
+            f" ({self._limits.memory_bytes >> 20} MiB allowed)"
+        )
 
 
-def index_connection(file: IndexFile) -> duckdb.DuckDBPyConnection:
-    """A connection as `Snapshot.connect` gives it, in another process: `partial(index_connection, file)`."""
-    try:
-        return OpenIndex(file).connect()
-    except OSError as cause:
-        raise QueryError(f"the index {file.path.name} is gone: an erasure replaced it; ask again") from cause
+def _checked(message: bytes) -> bytes:
+    if message[:1] == FAILED:
+        raise _told(json.loads(message[1:]))
+    return message
 
 
-# ---------------------------------------------------------------- the parent's side
-
-
-def _hand_over(pipe: Connection, sql: str, relations: Mapping[str, pa.Table]) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_await` says why it died
-        pipe.send((sql, list(relations)))
-        for table in relations.values():
-            pipe.send_bytes(_as_stream(table))
-
-
-def _await(
-    pipe: Connection,
-    process: BaseProcess,
-    limits: Limits,
-    *,
-    until: float,
-    cancel: threading.Event | None,
-) -> bytes:
-    """The child's next message. Raises QueryError with its error, or why there is none."""
-    while not pipe.poll(_POLL_SECONDS):
-        if cancel is not None and cancel.is_set():
-            raise QueryError("the query was cancelled")
-        if time.monotonic() > until:
-            raise QueryError(f"the query was stopped after {limits.seconds} s (NVP_QUERY_TIMEOUT)")
-    try:
-        message = pipe.recv_bytes()
-    except (EOFError, ConnectionResetError):
-        process.join(_START_SECONDS)
-        raise _death(process.exitcode, limits) from None
-    if message[:1] == b"!":
-        raise QueryError(message[1:].decode())
-    return message[1:]
-
-
-def _death(exit_code: int | None, limits: Limits) -> QueryError:
-    if exit_code == -signal.SIGXCPU:
-        return QueryError(f"the query was stopped after {limits.seconds} s (NVP_QUERY_TIMEOUT)")
-    return QueryError(
-        f"the query was stopped: its process ended ({exit_code}), most likely for want of memory"
-        f" ({limits.memory_bytes // 2**20} MiB allowed)"
-    )
-
-
-# ---------------------------------------------------------------- the child's side
-
-
-def _serve(pipe: Connection, connect: Connect, limits: Limits) -> None:
-    try:
-        # No credentials and no folders of the parent's, whatever a query finds to read.
-        os.environ.clear()
-        con = connect()
-        memory = f"{max(limits.memory_bytes // 2**20, 1)}MiB"
-        lock_down(con, memory_limit=memory, threads=limits.threads)
-        pipe.send_bytes(b".")
-        sql, names = pipe.recv()
-        for name in names:
-            con.register(name, pa.ipc.open_stream(pipe.recv_bytes()).read_all())
-        _limit(limits)
-        rows = con.sql(sql).to_arrow_table()
-        pipe.send_bytes(b"." + _as_stream(rows))
-    except MemoryError:
-        pipe.send_bytes(b"!the query needs more memory than it is allowed")
-    except Exception as cause:
-        pipe.send_bytes(b"!" + (str(cause).splitlines() or [type(cause).__name__])[0].encode())
-
-
-def _limit(limits: Limits) -> None:
-    """From here on the system itself refuses memory and ends the process."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    address_bytes = used + limits.memory_bytes + _SPARE_BYTES
-    spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    seconds = math.ceil(spent + limits.seconds * limits.threads) + 1
-    for kind, value in (
-        (resource.RLIMIT_AS, address_bytes),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
-
-
-def _as_stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
+def _told(said: dict[str, Any]) -> Exception:
+    """A child's error as one of ours or of DuckDB's, by name."""
+    name, text = str(said["type"]), str(said["text"])
+    if name == "MemoryError":
+        return QueryError(text)
+    for known, root in ((errors, NvpError), (duckdb, duckdb.Error)):
+        kind = getattr(known, name, None)
+        if isinstance(kind, type) and issubclass(kind, root):
+            return kind(text)
+    # While rows are streamed, DuckDB's errors come through Arrow.
+    if name.startswith("Arrow") or name == "OSError":
+        return duckdb.Error(text)
+    return RuntimeError(f"{name} in a query's process: {text}")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nvpstore.errors import RouteError
+from nvpstore.query.asking import Asking, Connect
 from nvpstore.query.candidates import choose_rows, frame_candidates, task_candidates
 from nvpstore.query.clips import Clip
 from nvpstore.query.columns import read_columns
@@ -50,6 +51,9 @@ class Snapshot(Protocol):
 
     def lend(self, terms: Locked) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """The same for as long as the block runs, prepared as `terms` say; it may have been used before."""
+
+    def elsewhere(self) -> Connect:
+        """What gives a connection as `connect` does when it is called in another process; can be pickled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +125,18 @@ STEP_SCHEMA = pa.schema(
 # ---------------------------------------------------------------- building
 
 
-def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, snapshot_number: int) -> Plan:
+def build_plan(
+    query: Query,
+    *,
+    con: duckdb.DuckDBPyConnection,
+    index: Whole,
+    snapshot_number: int,
+    asking: Asking | None = None,
+) -> Plan:
     """The naive plan of `query`: a scan a task table and a decode a scan and segment; `rules` improve it.
 
-    `index` is what `con` reads. Raises QueryError (unknown version, `top` beyond the labels) and RouteError.
+    `index` is what `con` reads; the query's own conditions are evaluated by `asking` (default: on `con`).
+    Raises QueryError (unknown version, `top` beyond the labels) and RouteError.
     """
     records = {table.relation: resolve_task(table, index.tasks) for table in query.tables}
     schemas = {name: relation_schema(FRAMES if t is None else t.kind) for name, t in records.items()}
@@ -133,7 +145,7 @@ def build_plan(query: Query, *, con: duckdb.DuckDBPyConnection, index: Whole, sn
     scopes = find_scopes(query, columns)
     scans = []
     for table in (by_clips(table, records[table.relation]) for table in query.tables):
-        scoped = scoped_segments(con, scopes[table.relation], table.options)
+        scoped = scoped_segments(con, scopes[table.relation], table.options, asking=asking)
         used = read_columns(table.columns, schemas[table.relation].names)
         scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
     enough = enough_rows(query, columns)

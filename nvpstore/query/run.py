@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
 
-from nvpstore.errors import NvpError, QueryError
+from nvpstore.errors import NvpError, QueryError, QueryTimeout
 from nvpstore.query.allotment import ALLOTMENT, FLOOR_BYTES, Share
+from nvpstore.query.asking import Asking, Here, in_batches, no_rows
 from nvpstore.query.bound import check_binds
 from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
 from nvpstore.query.index import whole_of
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import TOTALS, Measured
-from nvpstore.query.parse import Query, binder_error, parse
-from nvpstore.query.plan import Plan, build_plan
+from nvpstore.query.parse import Mode, PlanFormat, Query, binder_error, parse
+from nvpstore.query.plan import Plan, Skipped, build_plan
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
 from nvpstore.query.rules import improve
 from nvpstore.query.safety import Locked
 from nvpstore.query.scheduler import SCHEDULER
+from nvpstore.query.serving import ChildLimits
 from nvpstore.query.spill import Relation, Rows
 from nvpstore.query.steps import Operators, Orders, Runner
 from nvpstore.query.tables import given_tables, register_tables
@@ -43,40 +45,58 @@ def execute(request: Request) -> Result:
     `settings.query_seconds` or once `cancel` is set.
     """
     with _planned(request) as asked:
-        query, plan, left = asked.query, asked.plan, None
-        if query.mode != "rows" and request.answers is not None:
-            left = request.answers.left(plan, asked.orders.check)
-        if query.mode == "explain":
-            table = plan_table(plan, query.plan_format, left=left)
-            return Result(table=table, plan=plan, left=left, warnings=query.warnings)
-        result = _run(asked)
-        if query.mode != "analyze":
-            return result
-        # The figures of a large plan can only be read while its query runs.
-        return Result(
-            table=plan_table(plan, query.plan_format, result.measured, left),
-            plan=plan,
-            left=left,
-            measured=result.measured,
-            skipped=result.skipped,
-            warnings=result.warnings,
-        )
+        return _run(asked) if asked.query.mode == "rows" else _explained(asked)
 
 
-def execute_stream(request: Request) -> Generator[pa.RecordBatch, None, None]:
-    """The rows of a SELECT in batches, with the errors of `execute`; at least one, maybe empty.
+class Stream(Iterator[pa.RecordBatch]):
+    """The rows of a query in batches, as they are computed, and what is said of them. Begins with the first
+    batch; close it, and nothing more is decoded.
+
+    `plan` is None before the first batch. `warnings` and `skipped` may grow until the last one.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.plan: Plan | None = None
+        self._warnings: list[str] = []
+        self._skipped: Sequence[Skipped] = ()
+        self._batches = self._stream(request)
+
+    def __next__(self) -> pa.RecordBatch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self._batches.close()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines about conditions that cannot hold, and about stored answers."""
+        return tuple(self._warnings)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Segments that `on_error := 'skip'` left out so far."""
+        return tuple(self._skipped)
+
+    def _stream(self, request: Request) -> Generator[pa.RecordBatch, None, None]:
+        with _planned(request) as asked:
+            self.plan, self._skipped = asked.plan, asked.plan.skipped
+            self._warnings += asked.query.warnings
+            if asked.query.mode != "rows":
+                yield from in_batches(_explained(asked).arrow(), STREAM_ROWS)
+                return
+            with _runner(asked, self._warnings) as runner:
+                self._skipped = runner.skipped
+                streams = asked.plan.streams and asked.plan.steps.num_rows
+                yield from (_by_step if streams else _at_the_end)(asked, runner)
+
+
+def execute_stream(request: Request) -> Stream:
+    """The rows of a request in batches, with the errors of `execute`; at least one batch, maybe empty.
 
     Rows of a query that filters and projects one task table come as each segment is done, in its order, and
-    no more is kept; others come once all are there. Close it, and nothing more is decoded.
+    no more is kept; others come once all segments are done.
     """
-    with _planned(request) as asked:
-        if asked.query.mode != "rows":
-            raise QueryError("EXPLAIN has no rows to stream")
-        if asked.plan.streams and asked.plan.steps.num_rows:
-            yield from _streamed(asked)
-        else:
-            table = _run(asked).arrow()
-            yield from _batches(table) or _no_rows(table.schema)
+    return Stream(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +104,28 @@ class _Asked:
     """A query ready to run on its own connection, with its share of the memory."""
 
     request: Request
-    con: duckdb.DuckDBPyConnection
+    asking: Asking
     query: Query
     plan: Plan
     orders: Orders
     share: Share
 
     def finish(self, relations: Mapping[str, Relation]) -> pa.Table:
-        """The plan's SQL on these rows."""
+        """What the plan's SQL gives on these rows."""
+        with self._given(relations):
+            return self.asking.rows(self.plan.sql)
+
+    def finish_in_batches(self, relations: Mapping[str, Relation]) -> Iterator[pa.RecordBatch]:
+        """The same in batches; at least one, maybe empty."""
+        with self._given(relations):
+            yield from self.asking.batches(self.plan.sql, STREAM_ROWS)
+
+    @contextmanager
+    def _given(self, relations: Mapping[str, Relation]) -> Iterator[None]:
         for name, rows in relations.items():
-            self.con.register(name, rows)
+            self.asking.register(name, rows)
         try:
-            return self.con.sql(self.plan.sql).to_arrow_table()
+            yield
         except duckdb.InterruptException:
             raise
         except duckdb.Error as cause:
@@ -116,11 +146,13 @@ def _planned(request: Request) -> Iterator[_Asked]:
     """The query planned on a locked connection that is its own while the block runs; its deadline runs."""
     orders, settings = _orders(request), request.settings
     given = given_tables(request.tables)
+    seconds = settings.query_seconds if request.seconds is None else request.seconds
     with (
         request.snapshot.lend(Locked(memory_mib=FLOOR_BYTES >> 20, threads=settings.threads)) as con,
         SCHEDULER.query(),
         ALLOTMENT.share(orders.limits, con) as share,
-        _deadline(con, orders.cancel, settings.query_seconds),
+        _deadline(con, orders.cancel, seconds),
+        _asking(request, con, orders, seconds) as asking,
     ):
         index = whole_of(request.snapshot, con)
         names = {task.name for task in index.tasks}
@@ -132,13 +164,41 @@ def _planned(request: Request) -> Iterator[_Asked]:
             views=request.views,
             saved=load_views(con, request.snapshot),
         )
+        query = query if request.explain is None else _as_explain(query, request.explain)
         register_tables(con, given)
-        check_binds(con, query, list(index.tasks))
+        if request.children is not None:
+            for name, table in given.items():
+                asking.register(name, table)
+        check_binds(asking, query, list(index.tasks))
         query = with_texts(
             query, index.tasks, lambda task, texts: _operators(request).embed_texts(task, texts)
         )
-        plan = build_plan(query, con=con, index=index, snapshot_number=request.snapshot.number)
-        yield _Asked(request=request, con=con, query=query, plan=improve(plan), orders=orders, share=share)
+        number = request.snapshot.number
+        plan = build_plan(query, con=con, index=index, snapshot_number=number, asking=asking)
+        yield _Asked(
+            request=request, asking=asking, query=query, plan=improve(plan), orders=orders, share=share
+        )
+
+
+@contextmanager
+def _asking(
+    request: Request, con: duckdb.DuckDBPyConnection, orders: Orders, seconds: float | None
+) -> Iterator[Asking]:
+    """Where the caller's SQL runs: on `con`, or in a child."""
+    if request.children is None:
+        yield Here(con)
+        return
+    limits = ChildLimits(
+        memory_bytes=orders.limits.duckdb_bytes, threads=request.settings.threads, seconds=seconds
+    )
+    connect = request.snapshot.elsewhere()
+    with request.children.lend(connect, limits=limits, stop=orders.cancel) as child:
+        yield child
+
+
+def _as_explain(query: Query, plan_format: PlanFormat) -> Query:
+    mode: Mode = "explain" if query.mode == "rows" else query.mode
+    return replace(query, mode=mode, plan_format=plan_format)
 
 
 _MAKING = threading.Lock()
@@ -174,11 +234,30 @@ def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
             TOTALS.add(measured)
 
 
+def _explained(asked: _Asked) -> Result:
+    """What EXPLAIN of a query answers; with ANALYZE the query runs."""
+    plan, plan_format, answers = asked.plan, asked.query.plan_format, asked.request.answers
+    left = None if answers is None else answers.left(plan, asked.orders.check)
+    if asked.query.mode == "explain":
+        table = plan_table(plan, plan_format, left=left)
+        return Result(table=table, plan=plan, left=left, warnings=asked.query.warnings)
+    result = _run(asked)
+    # The figures of a large plan can only be read while its query runs.
+    return Result(
+        table=plan_table(plan, plan_format, result.measured, left),
+        plan=plan,
+        left=left,
+        measured=result.measured,
+        skipped=result.skipped,
+        warnings=result.warnings,
+    )
+
+
 def _run(asked: _Asked) -> Result:
     warnings = list(asked.query.warnings)
     with _runner(asked, warnings) as runner:
         measured = runner.measured
-        runner.run(enough_rows_of(asked.con, asked.query, asked.plan))
+        runner.run(enough_rows_of(asked.asking, asked.query, asked.plan))
         with measured.timed("duckdb"):
             table = asked.finish(runner.relations())
     return Result(
@@ -190,23 +269,20 @@ def _run(asked: _Asked) -> Result:
     )
 
 
-def _streamed(asked: _Asked) -> Iterator[pa.RecordBatch]:
-    with _runner(asked, warnings=[]) as runner:
-        schema = asked.finish(runner.relations()).schema  # of no rows yet
-        yield from _no_rows(schema)
-        with closing(runner.tables()) as steps:
-            for tables in steps:
-                if tables:
-                    yield from _batches(asked.finish(runner.by_relation(tables)))
+def _by_step(asked: _Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
+    """What each step's rows give, as it is done; first of all a batch of no rows that tells the columns."""
+    yield no_rows(asked.finish(runner.relations()).schema)
+    with closing(runner.tables()) as steps:
+        for tables in steps:
+            if tables:
+                batches = asked.finish_in_batches(runner.by_relation(tables))
+                yield from (batch for batch in batches if batch.num_rows)
 
 
-def _batches(table: pa.Table) -> list[pa.RecordBatch]:
-    return list(table.to_batches(max_chunksize=STREAM_ROWS))
-
-
-def _no_rows(schema: pa.Schema) -> list[pa.RecordBatch]:
-    """One batch that tells the columns."""
-    return [pa.RecordBatch.from_pylist([], schema=schema)]
+def _at_the_end(asked: _Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
+    """What the rows of all steps give."""
+    runner.run(enough_rows_of(asked.asking, asked.query, asked.plan))
+    yield from asked.finish_in_batches(runner.relations())
 
 
 @contextmanager
@@ -229,7 +305,7 @@ def _deadline(con: duckdb.DuckDBPyConnection, stop: threading.Event, seconds: fl
         yield
     except (NvpError, duckdb.InterruptException) as cause:
         if late.is_set():
-            raise QueryError(f"the query was stopped after {seconds} s (NVP_QUERY_TIMEOUT)") from cause
+            raise QueryTimeout(f"the query was stopped after {seconds} s (NVP_QUERY_TIMEOUT)") from cause
         if stop.is_set() or isinstance(cause, duckdb.InterruptException):
             raise QueryError("the query was cancelled") from cause
         raise

@@ -6,6 +6,7 @@ stay small, and the frames themselves are enumerated when their turn comes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlglot import exp
 
+from nvpstore.query.asking import Asking, Here
 from nvpstore.query.bounds import MOST_BOUNDS, is_frame_level, relax, tighten, whole_videos
-from nvpstore.query.few import few_rows, rows_of
+from nvpstore.query.few import few_rows
 from nvpstore.query.frames import (
     WORK_FIELDS,
     WORK_SCHEMA,
@@ -108,9 +110,19 @@ class Scoped:
         )
 
 
-def scoped_segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: TableOptions) -> Scoped:
-    """The segments with frames that `scope` keeps of those that `options` samples."""
-    rows, places = in_order(_segments(con, scope, options))
+def scoped_segments(
+    con: duckdb.DuckDBPyConnection,
+    scope: exp.Expr | None,
+    options: TableOptions,
+    *,
+    asking: Asking | None = None,
+) -> Scoped:
+    """The segments with frames that `scope` keeps of those that `options` samples.
+
+    `asking` evaluates `scope` (default: on `con`).
+    """
+    asking = Here(con) if asking is None or scope is None else asking
+    rows, places = in_order(_segments(asking, scope, options))
     if options.every is not None:
         rows = with_next(con, rows, places)
     counts = _counts(rows, options)
@@ -118,7 +130,7 @@ def scoped_segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, opti
     masks = np.empty(0, dtype=np.uint8)
     partial = np.flatnonzero(~pc.fill_null(rows["whole"], False).to_numpy())
     if scope is not None and len(partial):
-        kept = _masks(con, scope, rows.take(pa.array(partial)), options)
+        kept = _masks(asking, scope, rows.take(pa.array(partial)), options)
         if kept is not None:
             masks, mask_at[partial], counts[partial] = kept
     return Scoped(
@@ -141,7 +153,7 @@ def _counts(rows: pa.Table, options: TableOptions) -> NDArray[np.int64]:
     return counts
 
 
-def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: TableOptions) -> pa.Table:
+def _segments(asking: Asking, scope: exp.Expr | None, options: TableOptions) -> pa.Table:
     """Segments that may have frames in scope; `whole` says that all of them certainly are.
 
     Without the times of their frames where those decide nothing.
@@ -153,7 +165,7 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
         relaxed = whole = (
             None  # DuckDB takes longer to plan thousands of bounds than to look at every segment
         )
-    videos = _among(con, relaxed)
+    videos = _among(asking, relaxed)
     among = "" if videos is None else videos_filter(videos)
     if among and scope is not None and whole_videos(scope) is not None:
         scope = relaxed = None  # the videos are all that it says
@@ -165,23 +177,25 @@ def _segments(con: duckdb.DuckDBPyConnection, scope: exp.Expr | None, options: T
     try:
         schema = _LEAN if lean else _ALL
         sql = query.format(columns=", ".join(schema.names), whole=certain, among=among, where=condition)
-        read = few_rows if videos is None or len(videos) <= _VERY_FEW_VIDEOS else rows_of
-        return read(con, sql, schema.append(_WHOLE))
+        schema = schema.append(_WHOLE)
+        if videos is None or len(videos) <= _VERY_FEW_VIDEOS:
+            return asking.few(sql, schema)
+        return asking.rows(sql).cast(schema)
     except duckdb.Error:
         # A condition may fail on rows that the query's other conditions keep from it (a cast, say). The
         # query itself decides: here such a condition just does not narrow.
         sql = query.format(columns=", ".join(_ALL.names), whole="false", among="", where="")
-        return few_rows(con, sql, _ALL.append(_WHOLE))
+        return asking.few(sql, _ALL.append(_WHOLE))
 
 
-def _among(con: duckdb.DuckDBPyConnection, relaxed: exp.Expr | None) -> pa.Array | None:
+def _among(asking: Asking, relaxed: exp.Expr | None) -> pa.Array | None:
     """The videos that may have segments in scope, which are far fewer than segments; None: all."""
     condition = None if relaxed is None else weaken(relaxed.copy(), whole_videos)
     if condition is None:
         return None
     query = f"SELECT video_id FROM idx.store.videos AS {OUT} WHERE {written(condition)}"
     try:
-        videos = few_rows(con, query, pa.schema([_ALL.field("video_id")]))["video_id"]
+        videos = asking.few(query, pa.schema([_ALL.field("video_id")]))["video_id"]
     except duckdb.Error:
         return None
     return videos.combine_chunks()
@@ -281,7 +295,7 @@ def videos_filter(videos: pa.Array) -> str:
 
 
 def _masks(
-    con: duckdb.DuckDBPyConnection, scope: exp.Expr, rows: pa.Table, options: TableOptions
+    asking: Asking, scope: exp.Expr, rows: pa.Table, options: TableOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]] | None:
     """The bits of the segments `rows`, where each one's begin, and how many are set; None: no narrowing."""
     frames = rows["frames"].to_numpy().astype(np.int64)
@@ -291,7 +305,7 @@ def _masks(
     for low, high in frame_chunks(frames):
         part = rows.slice(low, high - low)
         found = enumerate_frames(part)
-        keep = _kept(con, scope, part, found, options)
+        keep = _kept(asking, scope, part, found, options)
         if keep is None:
             return None
         bits = np.zeros(8 * int(sizes[low:high].sum()), dtype=np.bool_)
@@ -303,7 +317,7 @@ def _masks(
 
 
 def _kept(
-    con: duckdb.DuckDBPyConnection,
+    asking: Asking,
     scope: exp.Expr,
     rows: pa.Table,
     found: Enumerated,
@@ -312,14 +326,13 @@ def _kept(
     """Which frames of `found` are sampled and in scope; None where the condition fails, see `_segments`."""
     keep = sampled(rows, found, options)
     candidates = work_table(rows, found, keep).append_column("place", pa.array(np.flatnonzero(keep)))
-    con.register(_CANDIDATES, candidates)
-    try:
-        query = f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {written(scope)}"
-        places = con.execute(query).fetchnumpy()["place"]
-    except duckdb.Error:
+    asking.register(_CANDIDATES, candidates)
+    places: NDArray[np.int64] | None = None
+    with contextlib.suppress(duckdb.Error):
+        places = asking.numbers(f"SELECT place FROM {_CANDIDATES} AS {OUT} WHERE {written(scope)}")
+    asking.unregister(_CANDIDATES)
+    if places is None:
         return None
-    finally:
-        con.unregister(_CANDIDATES)
     inside = np.zeros(len(keep), dtype=np.bool_)
     inside[places] = True
     return inside

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -75,7 +75,7 @@ class Rows:
         return self._files[index]
 
 
-class _Thrifty(ds.FileSystemDataset):  # type: ignore[misc]
+class RowFiles(ds.FileSystemDataset):  # type: ignore[misc]
     """Files of which DuckDB's scan reads hardly ahead: by default it would be all rows of a small file."""
 
     batch_rows: int
@@ -84,6 +84,14 @@ class _Thrifty(ds.FileSystemDataset):  # type: ignore[misc]
         options = ds.ParquetFragmentScanOptions(pre_buffer=False)
         ahead = {"batch_readahead": 1, "fragment_readahead": 1, "fragment_scan_options": options}
         return super().scanner(**asked, **ahead, batch_size=self.batch_rows)
+
+
+def row_files(paths: Sequence[str], *, batch_rows: int) -> RowFiles:
+    """The rows of Parquet files of this machine, read `batch_rows` at a time."""
+    found = ds.dataset(list(paths), format="parquet")
+    files = RowFiles(list(found.get_fragments()), found.schema, found.format, found.filesystem)
+    files.batch_rows = batch_rows
+    return files
 
 
 class _File:
@@ -106,10 +114,7 @@ class _File:
 
     def dataset(self) -> ds.Dataset:
         self.close()
-        found = ds.dataset(self._parts, format="parquet")
-        thrifty = _Thrifty(list(found.get_fragments()), found.schema, found.format, found.filesystem)
-        thrifty.batch_rows = self._batch_rows
-        return thrifty
+        return row_files(self._parts, batch_rows=self._batch_rows)
 
     def close(self) -> None:
         if self._writer is not None:

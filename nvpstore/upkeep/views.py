@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.errors import CommitDropped, UsageError
+from nvpstore.query.asking import Here
 from nvpstore.query.bound import check_binds
 from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
@@ -84,4 +85,5 @@ def _check(snapshot: Snapshot, name: str, sql: str, *, reserved: Collection[str]
         check_table_name(name, what="view", tasks=names, taken=promised)
         if name not in saved and len(saved) >= MAX_VIEWS:
             raise UsageError(f"view {name}: an archive has at most {MAX_VIEWS} views, as this one has")
-        check_binds(con, parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql}), tasks)
+        query = parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql})
+        check_binds(Here(con), query, tasks)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import nvpstore.catalog
 from nvpstore.catalog.connections import Connections, Terms
 from nvpstore.config import Settings
+from nvpstore.query.asking import Connect
 from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Scan, resolve_task, top_of
@@ -149,6 +150,9 @@ class FixtureSnapshot:
 
     def lend(self, terms: Terms) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return self._connections.lend(terms)
+
+    def elsewhere(self) -> Connect:
+        return self.connect
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         con = duckdb.connect(":memory:")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import duckdb
-import pyarrow as pa
 import pytest
 
 from nvpstore.errors import QueryError
-from nvpstore.query.child import Limits, run_in_child
+from nvpstore.query.children import Children
 from nvpstore.query.parse import parse
 from nvpstore.query.request import Request
 from nvpstore.query.run import execute
@@ -288,18 +288,19 @@ def _limited(snapshot: FixtureSnapshot, sql: str) -> None:
 
 @pytest.mark.parametrize("sql", DEAF.strip().splitlines())
 def test_what_heeds_neither_limit_ends_with_its_process(snapshot: FixtureSnapshot, sql: str) -> None:
-    limits = Limits(memory_bytes=256 * 2**20, threads=2, seconds=0.7)
-    begun = time.monotonic()
-    with pytest.raises(QueryError, match=r"stopped after 0\.7 s|Out of Memory|want of memory"):
-        run_in_child(parse(sql, ()).sql, connect=snapshot.connect, relations={}, limits=limits)
-    assert time.monotonic() - begun < 30
-
-
-def test_a_child_answers_from_its_relations_and_the_catalog(snapshot: FixtureSnapshot) -> None:
-    found = run_in_child(
-        "SELECT v.name, t.i FROM videos v JOIN t ON t.name = v.name",
-        connect=snapshot.connect,
-        relations={"t": pa.table({"name": ["yard.mp4"], "i": [3]})},
-        limits=Limits(memory_bytes=256 * 2**20, threads=1, seconds=20),
+    children = Children(warm=1)
+    asked = Request(
+        sql=sql,
+        snapshot=snapshot,
+        operators_factory=CountingOperators,
+        settings=replace(SETTINGS, memory_bytes=512 * 2**20),
+        seconds=1.5,
+        children=children,
     )
-    assert found.to_pylist() == [{"name": "yard.mp4", "i": 3}]
+    begun = time.monotonic()
+    with (
+        closing(children),
+        pytest.raises(QueryError, match=r"stopped after 1\.5 s|Out of Memory|want of memory"),
+    ):
+        execute(asked)
+    assert time.monotonic() - begun < 30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from nvpstore.archive import Archive
 from nvpstore.errors import IntegrityError, QueryError
 from nvpstore.query.progress import QueryProgress
 from nvpstore.query.request import Request
-from nvpstore.query.run import execute, execute_stream
+from nvpstore.query.run import Stream, execute, execute_stream
 from nvpstore.query.scheduler import SCHEDULER
 from tests.query.archive_fixture import SETTINGS, CountingOperators, FixtureSnapshot, ask
 
@@ -23,9 +22,16 @@ A = "a" * 32
 SEGMENTS = 7  # of all videos of the fixture
 
 
-def stream(
-    snapshot: FixtureSnapshot, sql: str, operators: Any = None, **options: Any
-) -> Generator[pa.RecordBatch, None, None]:
+class Broken(CountingOperators):
+    """One segment cannot be read."""
+
+    def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> Any:
+        if segment == 2:
+            raise IntegrityError("bytes differ")
+        return super().fetch(snapshot, video_id, segment, stage)
+
+
+def stream(snapshot: FixtureSnapshot, sql: str, operators: Any = None, **options: Any) -> Stream:
     made = CountingOperators() if operators is None else operators
     return execute_stream(
         Request(sql=sql, snapshot=snapshot, operators_factory=lambda: made, settings=SETTINGS, **options)
@@ -79,19 +85,31 @@ class TestStream:
         assert operators.decoded.total() == 15
 
     def test_an_error_names_the_segment(self, snapshot: FixtureSnapshot) -> None:
-        class Broken(CountingOperators):
-            def fetch(self, snapshot: Any, video_id: str, segment: int, stage: str) -> Any:
-                if segment == 2:
-                    raise IntegrityError("bytes differ")
-                return super().fetch(snapshot, video_id, segment, stage)
-
         batches = stream(snapshot, self.PLAIN, Broken())
         with pytest.raises(IntegrityError, match=f"video {A} segment 2, fetching .*bytes differ"):
             list(batches)
 
-    def test_explain_has_no_rows(self, snapshot: FixtureSnapshot) -> None:
-        with pytest.raises(QueryError, match="EXPLAIN has no rows to stream"):
-            list(stream(snapshot, "EXPLAIN SELECT * FROM labels"))
+    def test_the_lines_of_a_plan_are_its_rows(self, snapshot: FixtureSnapshot) -> None:
+        sql, operators = "EXPLAIN SELECT * FROM labels", CountingOperators()
+        lines = [line for batch in stream(snapshot, sql, operators) for line in batch["plan"].to_pylist()]
+        assert lines == ask(snapshot, sql).explain().splitlines()
+        assert operators.fetches == []
+
+    def test_it_tells_what_is_left_out_and_what_cannot_hold(self, snapshot: FixtureSnapshot) -> None:
+        sql = "SELECT frame, rank FROM labels(min_fidelity := 0.97, on_error := 'skip', route := 'source') l"
+        batches = stream(snapshot, f"{sql} WHERE label = 'cat' AND rank = 9")
+        assert batches.plan is None
+        assert batches.skipped == ()
+        assert sum(batch.num_rows for batch in batches) == 0
+        expected = ask(snapshot, f"{sql} WHERE label = 'cat' AND rank = 9")
+        assert batches.skipped == expected.skipped != ()
+        assert batches.warnings == expected.warnings != ()
+        assert batches.plan is not None
+
+    def test_segments_that_fail_on_the_way_are_told_at_the_end(self, snapshot: FixtureSnapshot) -> None:
+        batches = stream(snapshot, "SELECT label FROM labels(on_error := 'skip')", Broken())
+        assert sum(batch.num_rows for batch in batches) > 0
+        assert [(skip.video_id, skip.segment) for skip in batches.skipped] == [(A, 2)]
 
 
 @pytest.mark.parametrize(
