@@ -196,12 +196,21 @@ def _look(path: str, *, most_pixels: int) -> None:
         if claimed.width * claimed.height > most_pixels or claimed.streams > MOST_STREAMS:
             return
         decoder.stream.codec_context.thread_count = 1
-        for _, frame in decoder.frames():
-            width, height = Converter(path, frame).size
-            _say(asdict(replace(claimed, width=width, height=height, decoded=True)))
-            return
-        decoder.check_complete()  # says more, where the file is cut short
-        raise decoder.no_frames()
+        try:
+            width, height = _first_size(decoder)
+        except SourceError as cause:
+            if claimed.width * claimed.height:
+                raise
+            raise SourceError(f"{path}: its pictures have no size, or one that no decoder takes") from cause
+        _say(asdict(replace(claimed, width=width, height=height, decoded=True)))
+
+
+def _first_size(decoder: Decoder) -> tuple[int, int]:
+    """(width, height) of the first picture as shown."""
+    for _, frame in decoder.frames():
+        return Converter(decoder.path, frame).size
+    decoder.check_complete()  # says more, where the file is cut short
+    raise decoder.no_frames()
 
 
 def _claimed(decoder: Decoder) -> Probed:
