@@ -182,9 +182,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     Allowed are numbers and booleans, in lists and objects; and a vocabulary, a list of words.
     """
     for name, value in options.items():
-        if name == "vocabulary" and isinstance(value, list) and all(isinstance(word, str) for word in value):
-            continue
-        _check_option(name, value, levels=MOST_OPTION_LEVELS)
+        if name != "vocabulary":
+            _check_option(name, value, levels=MOST_OPTION_LEVELS)
+        elif not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "options: 'vocabulary' is a list of words")
 
 
 # ---------------------------------------------------------------- parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -154,7 +155,7 @@ def change_video(service: GivenService, caller: Ingester, ref: VideoRef, changes
         video_id=meta.video_id,
         name=meta.name,
         tags=dict(meta.tags),
-        recorded_at=meta.recorded_at,
+        recorded_at=meta.recorded_at and meta.recorded_at.astimezone(UTC),
         hold=meta.hold,
     )
 

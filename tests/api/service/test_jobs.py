@@ -286,20 +286,21 @@ class TestEvents:
         ends: list[str] = []
 
         def listen() -> None:
-            with httpx2.stream("GET", f"{url}/v1/jobs/{job.id}/events", timeout=60) as answer:
+            with client.stream("GET", f"{url}/v1/jobs/{job.id}/events") as answer:
                 opened.release()
                 ends.append("".join(answer.iter_text()))
 
-        threads = [threading.Thread(target=listen) for _ in range(listeners)]
-        for thread in threads:
-            thread.start()
-        for _ in range(listeners):
-            assert opened.acquire(timeout=60)
-        # Each of these needs a thread of the server's pool, which has fewer than there are listeners.
-        for _ in range(20):
-            assert httpx2.get(f"{url}/v1/jobs/{job.id}", timeout=30).status_code == 200
-        queue.cancel(job.id)
-        for thread in threads:
-            thread.join(60)
+        with httpx2.Client(timeout=60, limits=httpx2.Limits(max_connections=None)) as client:
+            threads = [threading.Thread(target=listen) for _ in range(listeners)]
+            for thread in threads:
+                thread.start()
+            for _ in range(listeners):
+                assert opened.acquire(timeout=60)
+            # Each of these needs a thread of the server's pool, which has fewer than there are listeners.
+            for _ in range(20):
+                assert client.get(f"{url}/v1/jobs/{job.id}").status_code == 200
+            queue.cancel(job.id)
+            for thread in threads:
+                thread.join(60)
         assert len(ends) == listeners
         assert all(parsed(text)[-1][2]["state"] == "cancelled" for text in ends)
