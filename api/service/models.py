@@ -211,8 +211,6 @@ class VideoDetails(Video):
 
     sha256: str = Field(description="of the source's bytes")
     attempt: str = Field(description="changes when the video is fitted anew, and pictures with it")
-    time_base: str = Field(description="seconds a tick of pts", examples=["1/12800"])
-    pts_origin: int = Field(description="the first frame's pts: ts = (pts - pts_origin) * time_base")
     hold: bool = Field(description="on hold, it cannot be erased")
     time_base: str = Field(description="seconds a tick of `pts`, as a fraction", examples=["1/12800"])
     pts_origin: int = Field(description="`pts` of the first frame: ts = (pts - pts_origin) · time_base")

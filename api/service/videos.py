@@ -124,11 +124,7 @@ def show_video(
     if matches(request, etag):
         return not_modified(etag)
     response.headers["ETag"] = etag
-    said = {"sha256": video.sha256, "attempt": video.attempt, "hold": video.hold}
-    times = {"time_base": str(video.time_base), "pts_origin": video.pts_origin or 0}
-    kept = "reference" if "://" in (video.source_uri or "") else "copy"
-    shown = service.archive.show(video.video_id)
-    return {**plain(shown), **said, **times, "original": kept if video.source_uri else None}
+    return {**plain(service.archive.show(video.video_id)), **_more(video)}
 
 
 @router.patch("/videos/{ref}")
