@@ -68,9 +68,8 @@ class KeyRing:
         _check_name(name)
         _check_scopes(wanted)
         if expires_at is not None and not expires_at > now:
-            raise UsageError(
-                f"key {name!r} would expire {now - expires_at:.0f} s ago: a later time is needed"
-            )
+            late = f"key {name!r} would have expired {now - expires_at:.0f} s ago"
+            raise UsageError(f"{late}: a time to come is needed")
         key_id, secret = secrets.token_hex(_ID_BYTES), secrets.token_hex(_SECRET_BYTES)
         kept = [scope for scope in SCOPES if scope in wanted]
         with self._connection() as con:

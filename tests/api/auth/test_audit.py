@@ -105,6 +105,7 @@ def test_processes_write_whole_lines_and_lose_none_while_files_change(tmp_path: 
 
 
 def test_a_disk_that_refuses_is_said(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path / "gone" / "audit.jsonl")
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.path.mkdir()
     with pytest.raises(StoreError, match=r"audit\.jsonl"):
         log.write(deed())

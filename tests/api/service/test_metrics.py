@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from nvpstore.api.jobs.job import JobKind
 from nvpstore.api.jobs.queue import JobQueue
 from nvpstore.api.service.metrics import Metrics
-from nvpstore.query.measured import TOTALS
 from tests.api.service.small import bearer, service_behind, small_client
+from tests.conftest import open_micro
 
-if TYPE_CHECKING:
-    from tests.conftest import Micro
+GOLDEN = Path(__file__).parents[2] / "golden" / "format-1" / "archive"
 
 
 @pytest.fixture
@@ -96,16 +96,20 @@ def test_a_queue_that_cannot_be_read_spoils_no_other_figure(queue: JobQueue) -> 
     assert not [name for name in found if name.startswith("nvp_jobs")]
 
 
-@pytest.mark.slow  # needs the fitted clip
-def test_what_queries_take_is_counted(micro: Micro) -> None:
-    before, decoded = figures(Metrics()), TOTALS.read().frames
-    rows = micro.archive.sql("SELECT frame FROM labels WHERE rank = 1 AND frame < 4").fetchall()
-    after = figures(Metrics())
-    assert len(rows) == 4
-    assert after["nvp_decoded_frames_total"] - before["nvp_decoded_frames_total"] == 4
-    assert TOTALS.read().frames == decoded + 4
-    read = "nvp_store_read_bytes_total", "nvp_cache_read_bytes_total"
-    assert sum(after[name] for name in read) > sum(before[name] for name in read)
+def test_what_queries_take_is_counted(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "archive")
+    archive = open_micro(tmp_path / "archive", tmp_path / "cache")
+    before = figures(Metrics())
+    result = archive.sql("SELECT label, score FROM labels WHERE rank = 1 AND frame < 4")
+    took, after = result.measured, figures(Metrics())
+    assert took is not None
+    assert took.frames == 4
+    grown = {name: after[name] - value for name, value in before.items()}
+    assert grown["nvp_decoded_frames_total"] == 4
+    assert grown["nvp_store_requests_total"] == took.traffic.requests > 0
+    assert grown["nvp_store_read_bytes_total"] == took.traffic.store_bytes > 0
+    assert grown["nvp_cache_read_bytes_total"] == took.traffic.cache_bytes
+    assert grown["nvp_shared_frames_total"] == took.shared_decodes
 
 
 def test_reading_them_needs_a_key_off_loopback(tmp_path: Path) -> None:

@@ -197,9 +197,7 @@ class TestProcess:
             assert get(port, "/v1/videos", Host=f"localhost:{port}")
 
     def test_a_new_key_is_needed_at_once_and_logs_hold_no_secret(self, environment: dict[str, str]) -> None:
-        ring = KeyRing(
-            next(Path(environment["NVP_STATE"]).glob("*/keys.sqlite"), None) or self.ring(environment)
-        )
+        ring = KeyRing(self.keys_of(environment))
         with self.server(environment, "--workers", "0") as (process, port):
             assert get(port, "/v1/videos")
             _, secret = ring.add("test", ["read"])
