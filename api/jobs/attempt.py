@@ -113,10 +113,11 @@ class Attempt:
         """The work stopped because it was to: cancelled, or given back for another worker to go on with."""
         self._end(self._stopped)
 
-    def _stopped(self) -> object:
+    def _stopped(self) -> None:
         if self.reason == "cancelled":
-            return self._queue.cancelled(self._lease)
-        return self._queue.release(self._lease)
+            self._queue.cancelled(self._lease)
+        else:
+            self._queue.release(self._lease)
 
     def _end(self, say: Callable[[], object], *, leave: int | None = None) -> None:
         # Held until the process has ended, where it is to: nothing else is begun meanwhile.

@@ -189,7 +189,7 @@ class _Given:
         self._left = dict(value)
 
     def text(self, name: str, default: str | None = None) -> str:
-        return self._take(name, str, "a text", default)
+        return str(self._take(name, str, "a text", default))
 
     def maybe_text(self, name: str) -> str | None:
         if self._left.get(name) is None:

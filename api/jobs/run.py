@@ -20,6 +20,7 @@ from nvpstore.errors import NvpError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive
+    from nvpstore.ingest.adding import KeepAdded
 
 Report = Callable[[ProgressLike], None]
 Say = Callable[[str], None]
@@ -141,7 +142,7 @@ class _Run:
 
     def _added(self, found: sources.AtHand, request: IngestJob) -> dict[str, Any]:
         # Its original answers until it is fitted, so that it has to stay.
-        keep = "reference" if request.keep_source == "reference" else "copy"
+        keep: KeepAdded = "reference" if request.keep_source == "reference" else "copy"
         summary = self.archive.add(found.path, keep_source=keep, **self._said(found, request))
         return _as_json(summary)
 
