@@ -19,8 +19,8 @@ from nvpstore.errors import UsageError
 
 Row = tuple[Any, ...]
 
-_COMMENT = r"--[^\n]*(?:\n|\Z)|/\*.*?\*/"
-_EXPLAIN = re.compile(rf"(?:\s|{_COMMENT})*EXPLAIN\b", re.IGNORECASE | re.DOTALL)
+
+_EXPLAIN = re.compile(r"\s*EXPLAIN\b", re.IGNORECASE)
 
 
 class RemoteResult:

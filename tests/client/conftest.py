@@ -1,4 +1,4 @@
-"""A server with the archive of the fixture `micro`, and a clip that is only added."""
+"""A server with the golden archive, which has one fitted video, and a clip that is only added."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING
 import pytest
 
 import nvpstore
+from nvpstore.config import load_settings
+from tests.api.conftest import write_clip
 from tests.serving import Serving
 
 if TYPE_CHECKING:
     from nvpstore.archive import Archive
     from nvpstore.client.remote import RemoteArchive
-    from tests.conftest import Micro
 
-ADDED = "added clip"
+GOLDEN = Path(__file__).parents[1] / "golden/format-1/archive"
 
 
 @pytest.fixture(scope="session")
-def served_root(micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, since tests change what the server has."""
     root = tmp_path_factory.mktemp("served") / "archive"
-    assert isinstance(micro.root, Path)
-    shutil.copytree(micro.root, root)
+    shutil.copytree(GOLDEN, root)
+    clip = tmp_path_factory.mktemp("added") / "square.mp4"
+    write_clip(clip, frames=12)
+    settings = load_settings({"NVP_CACHE": str(root.parent / "cache")})
+    nvpstore.open(root, settings=settings).add(clip, keep_source="copy")
     return root
 
 

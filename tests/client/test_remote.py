@@ -37,7 +37,9 @@ from tests.serving import Serving
 if TYPE_CHECKING:
     from nvpstore.archive import Archive
     from nvpstore.client.remote import RemoteArchive
-    from tests.conftest import Micro
+
+
+FITTED, FRAMES = "golden.mp4", 16
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ class TestReading:
         assert remote.videos() == whole
 
     def test_a_video_is_shown_with_segments_and_routes(self, remote: RemoteArchive, local: Archive) -> None:
-        shown, expected = remote.show("bikes.mp4"), local.show("bikes.mp4")
+        shown, expected = remote.show(FITTED), local.show(FITTED)
         assert {name: shown[name] for name in expected} == expected
         assert shown["routes"]
 
@@ -112,7 +114,7 @@ class TestReading:
 
 class TestFrames:
     def test_are_the_local_ones_bit_by_bit(self, remote: RemoteArchive, local: Archive) -> None:
-        far, near = list(remote.frames("bikes.mp4")), list(local.frames("bikes.mp4"))
+        far, near = list(remote.frames(FITTED)), list(local.frames(FITTED))
         assert np.array_equal(
             np.concatenate([b.rgb_thwc for b in far]), np.concatenate([b.rgb_thwc for b in near])
         )
@@ -120,42 +122,40 @@ class TestFrames:
         assert far[0].first_frame == near[0].first_frame == 0
 
     def test_of_a_part(self, remote: RemoteArchive, local: Archive) -> None:
-        far = list(remote.frames("bikes.mp4", start=0.2, end=0.6, batch_frames=4))
-        near = list(local.frames("bikes.mp4", start=0.2, end=0.6))
+        far = list(remote.frames(FITTED, start=0.2, end=0.6, batch_frames=4))
+        near = list(local.frames(FITTED, start=0.2, end=0.6))
         assert far[0].first_frame == near[0].first_frame
         assert sum(map(len, far)) == sum(map(len, near))
         assert max(map(len, far)) <= 4
 
     def test_end_where_the_reader_does(self, remote: RemoteArchive) -> None:
-        batches = remote.frames("bikes.mp4", batch_frames=2)
+        batches = remote.frames(FITTED, batch_frames=2)
         assert len(next(batches)) == 2
         batches.close()  # type: ignore[attr-defined]
         assert remote.tasks()
 
     def test_need_at_least_one_a_batch(self, remote: RemoteArchive) -> None:
         with pytest.raises(UsageError, match="at least 1"):
-            next(remote.frames("bikes.mp4", batch_frames=0))
+            next(remote.frames(FITTED, batch_frames=0))
 
 
 class TestExport:
-    def test_a_clip_is_marked_as_reconstructed(
-        self, remote: RemoteArchive, micro: Micro, tmp_path: Path
-    ) -> None:
+    def test_a_clip_is_marked_as_reconstructed(self, remote: RemoteArchive, tmp_path: Path) -> None:
         out = tmp_path / "out.mp4"
-        summary = remote.export("bikes.mp4", out)
-        assert summary == values.ExportSummary(path=str(out), frames=40, reconstructed=True)
+        summary = remote.export(FITTED, out)
+        assert summary == values.ExportSummary(path=str(out), frames=FRAMES, reconstructed=True)
         with av.open(str(out)) as container:
             assert "Reconstructed" in container.metadata["comment"]
-            assert sum(1 for _ in container.decode(video=0)) == 40
+            assert sum(1 for _ in container.decode(video=0)) == FRAMES
 
     def test_a_part_of_it(self, remote: RemoteArchive, tmp_path: Path) -> None:
-        summary = remote.export("bikes.mp4", tmp_path / "part.mp4", start=0.2, end=0.6)
-        assert 0 < summary.frames < 40
+        summary = remote.export(FITTED, tmp_path / "part.mp4", start=0.2, end=0.6)
+        assert 0 < summary.frames < FRAMES
 
     def test_pictures_are_the_local_ones(self, remote: RemoteArchive, local: Archive, tmp_path: Path) -> None:
         far, near = tmp_path / "far", tmp_path / "near"
-        remote.export("bikes.mp4", f"{far}/", end=0.2)
-        local.export("bikes.mp4", f"{near}/", end=0.2)
+        remote.export(FITTED, f"{far}/", end=0.2)
+        local.export(FITTED, f"{near}/", end=0.2)
         names = sorted(path.name for path in near.iterdir())
         assert sorted(path.name for path in far.iterdir()) == names
         assert all((far / name).read_bytes() == (near / name).read_bytes() for name in names)
@@ -168,25 +168,25 @@ class TestExport:
     def test_a_download_that_breaks_off_begins_anew(self, served: Serving, tmp_path: Path) -> None:
         out = tmp_path / "out.mp4"
         with Proxy(served.url, Fault(cut_after=1000), only="clip.mp4") as proxy:
-            assert nvpstore.connect(proxy.url).export("bikes.mp4", out).frames == 40
+            assert nvpstore.connect(proxy.url).export(FITTED, out).frames == FRAMES
         assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
     def test_what_is_refused_leaves_nothing(self, remote: RemoteArchive, tmp_path: Path) -> None:
         with pytest.raises(UsageError):
-            remote.export("bikes.mp4", tmp_path / "out.mp4", start=500.0)
+            remote.export(FITTED, tmp_path / "out.mp4", start=500.0)
         assert list(tmp_path.iterdir()) == []
 
     def test_what_is_there_is_not_overwritten(self, remote: RemoteArchive, tmp_path: Path) -> None:
         (tmp_path / "out.mp4").write_bytes(b"mine")
         with pytest.raises(StoreError, match="exists"):
-            remote.export("bikes.mp4", tmp_path / "out.mp4")
+            remote.export(FITTED, tmp_path / "out.mp4")
         assert (tmp_path / "out.mp4").read_bytes() == b"mine"
 
     def test_other_kinds_of_files_are_refused(self, remote: RemoteArchive, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="lossless"):
-            remote.export("bikes.mp4", tmp_path / "out.mkv", lossless=True)
+            remote.export(FITTED, tmp_path / "out.mkv", lossless=True)
         with pytest.raises(UsageError, match=r"\.mp4"):
-            remote.export("bikes.mp4", tmp_path / "out.avi")
+            remote.export(FITTED, tmp_path / "out.avi")
 
 
 class TestWriting:
@@ -262,8 +262,8 @@ class TestWriting:
     def test_tasks_are_registered_and_trained(self, remote: RemoteArchive) -> None:
         added = remote.add_task("again", like="labels")
         assert (added.kind, added.already_registered) == ("classification", False)
-        trained = remote.train_task("again", videos="name = 'bikes.mp4'", share=0.2, measured=8)
-        assert [(row.name, row.state) for row in trained] == [("bikes.mp4", "trained")]
+        trained = remote.train_task("again", videos="name = 'golden.mp4'", share=0.2, measured=8)
+        assert [(row.name, row.state) for row in trained] == [(FITTED, "trained")]
 
     def test_devices_are_the_server_s_business(self, remote: RemoteArchive, clip: Path) -> None:
         with pytest.raises(UsageError, match="cuda"):

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from nvpstore.archive import Archive
     from nvpstore.client.remote import RemoteArchive
 
-LABELS = "SELECT frame, ts, rank, label, score, route FROM labels(stride := 10) ORDER BY ALL"
-SKIPPING = "SELECT * FROM labels(min_fidelity := 1.0, on_error := 'skip')"
+LABELS = "SELECT frame, ts, rank, label, score, route FROM labels(stride := 4) ORDER BY ALL"
+SKIPPING = "SELECT * FROM labels(route := 'adapter', on_error := 'skip')"
 QUERIES = (
     "SELECT * FROM videos ORDER BY video_id",
     LABELS,
-    "SELECT frame, image FROM frames(stride := 20) ORDER BY frame",
-    "SELECT tags, [1, 2] AS list, {'a': 1.5, 'b': NULL} AS pair, 'é'::BLOB AS bytes FROM videos ORDER BY ALL",
+    "SELECT frame, image FROM frames(stride := 8) ORDER BY frame",
+    "SELECT tags, [1, 2] AS list, {'a': 1.5, 'b': NULL} AS pair, encode('é') AS bytes FROM videos ORDER BY ALL",
     "SELECT 1::DECIMAL(9, 3) AS d, DATE '2026-05-01' AS day, INTERVAL 2 DAY AS span, 'nan'::FLOAT AS n",
     "SELECT label FROM labels WHERE score > 2",
     "FROM range(20000) t(n)",
@@ -94,7 +94,7 @@ class TestExplain:
         assert not far.computed
 
     def test_of_an_explain_is_its_answer(self, remote: RemoteArchive) -> None:
-        result = remote.sql(f"-- what would it cost\nEXPLAIN {LABELS}")
+        result = remote.sql(f"\n EXPLAIN {LABELS}")
         assert result.explain().startswith("Query\n")
         assert result.explain() == remote.sql(LABELS).explain()
 

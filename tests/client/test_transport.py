@@ -94,7 +94,7 @@ class TestErrors:
         with pytest.raises(QueryError, match="nothing_there"):
             archive.sql("SELECT * FROM nothing_there").arrow()
         with pytest.raises(RouteError):
-            archive.sql("SELECT * FROM labels(min_fidelity := 1.0)").arrow()
+            archive.sql("SELECT * FROM labels(route := 'adapter')").arrow()
 
     def test_a_server_that_is_not_there_is_named(self) -> None:
         with pytest.raises(ServiceError, match=r"127\.0\.0\.1:1 cannot be reached"):
@@ -124,7 +124,7 @@ class TestTryingAgain:
 
     def test_changes_are_not_tried_again(self, served: Serving) -> None:
         with Proxy(served.url, UNAVAILABLE) as proxy, pytest.raises(ServiceError):
-            nvpstore.connect(proxy.url).fit("bikes.mp4")
+            nvpstore.connect(proxy.url).fit("golden.mp4")
         assert len(proxy.seen) == 1
 
     def test_what_is_wrong_is_not_tried_again(self, served: Serving) -> None:

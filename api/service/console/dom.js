@@ -13,8 +13,10 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-// A text of somebody else's: it must not turn the direction of what stands beside it.
-export const foreign = (text, properties = {}) => el("bdi", { dir: "auto", ...properties }, String(text));
+// A text of somebody else's: it must not turn the direction of what stands beside it, nor its own so that it
+// reads as another one.
+export const foreign = (text, properties = {}) => el("bdi", { dir: "auto", ...properties }, plain(text));
+export const plain = (text) => String(text).replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 // For those who cannot see that something changed.
 export function announce(text) {
@@ -40,7 +42,7 @@ export async function fill(place, load) {
   place.replaceChildren(loading());
   place.setAttribute("aria-busy", "true");
   try {
-    place.replaceChildren(...[await load()].flat());
+    place.replaceChildren(...[await load()].flat(Infinity));
   } catch (error) {
     if (error.name !== "AbortError") place.replaceChildren(failure(error, () => fill(place, load)));
   } finally {

@@ -1,7 +1,7 @@
 // Files in: bytes as they leave this machine, then what the server makes of them.
 
 import { ask, follow, get } from "./api.js";
-import { announce, badge, bytes, el, failure, foreign } from "./dom.js";
+import { announce, badge, bytes, el, failure, foreign, plain } from "./dom.js";
 import { FINAL, progress } from "./jobs.js";
 import { askForKey, headers, key } from "./keys.js";
 
@@ -115,7 +115,7 @@ function entry(file) {
     if (data.state === "done") finished(below, data.result ?? {});
     if (data.state === "failed") below.replaceChildren(failure(data.error?.detail ?? "It failed."));
     if (data.state === "cancelled") below.replaceChildren("Cancelled.");
-    announce(`${file.name}: ${data.state}`);
+    announce(`${plain(file.name)}: ${data.state}`);
   }
 
   async function begin(fields, signal) {

@@ -1,7 +1,7 @@
 // One video: a player that says whose pictures it shows, figures, segments and routes.
 
 import { ask, blobUrl, get, picture, post, query, save } from "./api.js";
-import { announce, badge, bytes, clock, decibels, el, failure, fill, foreign, loading, seconds, when } from "./dom.js";
+import { announce, badge, bytes, clock, decibels, el, failure, fill, foreign, loading, plain, seconds, when } from "./dom.js";
 import { key } from "./keys.js";
 import { table } from "./tables.js";
 import { thumbnail } from "./videos.js";
@@ -16,7 +16,7 @@ export function videoPage(signal, id) {
 }
 
 function page(video, signal) {
-  document.title = `${video.name} – nvpstore`;
+  document.title = `${plain(video.name)} – nvpstore`;
   return [
     el("div", { class: "head" }, el("h1", {}, foreign(video.name)), badge(video.state)),
     el("div", { class: "split" },
@@ -58,14 +58,14 @@ function player(video, signal) {
   function idle() {
     screen.replaceChildren(
       el("span", { class: "mark" }, mark(video)),
-      picture(thumbnail(video, 960), `A frame of ${video.name}`),
+      picture(thumbnail(video, 960), `A frame of ${plain(video.name)}`),
       el("button", { type: "button", class: "play", "aria-label": "Play", onclick: play }, "▶"));
     trouble.replaceChildren();
   }
 
   async function play() {
     const wait = el("span", { class: "wait loading" }, "Decoding …");
-    const film = el("video", { controls: true, playsinline: true, "aria-label": `${video.name}, ${mark(video)}` });
+    const film = el("video", { controls: true, playsinline: true, "aria-label": `${plain(video.name)}, ${mark(video)}` });
     trouble.replaceChildren();
     announce("Decoding the clip");
     screen.replaceChildren(el("span", { class: "mark" }, mark(video)), film, wait);

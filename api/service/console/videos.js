@@ -1,7 +1,7 @@
 // The list of videos: pictures and figures, a page at a time.
 
 import { get, picture, query } from "./api.js";
-import { announce, badge, bytes, clock, decibels, el, empty, failure, foreign, loading } from "./dom.js";
+import { announce, badge, bytes, clock, decibels, el, empty, failure, foreign, loading, plain } from "./dom.js";
 
 const PAGE = 24;
 
@@ -75,7 +75,7 @@ function card(video) {
       picture(thumbnail(video, 480), ""),
       el("span", { class: "length" }, clock(video.duration))),
     el("span", { class: "about" },
-      foreign(video.name, { class: "name", title: video.name }),
+      foreign(video.name, { class: "name", title: plain(video.name) }),
       el("span", { class: "figures" }, figures))));
 }
 
