@@ -42,7 +42,7 @@ nvp init
 key=$(nvp keys add smoke --scope admin)
 nvp serve --port 0 --workers 1 >"$work/stdout" 2>"$work/log" &
 server=$!
-for _ in $(seq 300); do
+for _ in $(seq 1500); do
     if grep -q '^serving ' "$work/stdout"; then break; fi
     kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; fail "the server ended"; }
     sleep 0.2
@@ -53,7 +53,7 @@ url=$(sed -n 's/^serving .* at //p' "$work/stdout")
 ask() { curl -sS --fail-with-body --max-time 120 -H "Authorization: Bearer $key" "$@"; }
 field() { python -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
 
-for _ in $(seq 150); do
+for _ in $(seq 1500); do
     if curl -sf "$url/readyz" >/dev/null; then break; fi
     sleep 0.2
 done
@@ -79,7 +79,7 @@ with av.open(sys.argv[1], "w") as container:
     container.mux(stream.encode())
 PYTHON
 job=$(ask -F "file=@$work/clip.mp4" -F mode=add -F name=smoke "$url/v1/videos" | field id)
-for _ in $(seq 600); do
+for _ in $(seq 3000); do
     state=$(ask "$url/v1/jobs/$job" | field state)
     case $state in
         done) break ;;
