@@ -16,6 +16,7 @@ from nvpstore.api.progress import ProgressLine, duration, size
 from nvpstore.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
+    from nvpstore.client import values as remote
     from nvpstore.ingest.training import TrainedVideo
     from nvpstore.upkeep.tasks import AddedTask
 
@@ -165,7 +166,7 @@ def train_task(args: argparse.Namespace, output: Output) -> None:
         raise TaskError(f"{len(bad)} of {len(trained)} videos were not trained: {said}")
 
 
-def _sentence(added: AddedTask) -> str:
+def _sentence(added: AddedTask | remote.AddedTask) -> str:
     how = "was registered" if added.already_registered else "is registered"
     kept = f" ({size(added.weights_bytes)})" if added.weights_bytes else ""
     return (
@@ -174,7 +175,7 @@ def _sentence(added: AddedTask) -> str:
     )
 
 
-def _summary(trained: Sequence[TrainedVideo]) -> str:
+def _summary(trained: Sequence[TrainedVideo] | Sequence[remote.TrainedVideo]) -> str:
     if not trained:
         return "no fitted video lacks routes of this task"
     frames, seconds = sum(row.frames for row in trained), sum(row.seconds for row in trained)
