@@ -19,7 +19,8 @@ class AdapterTerm:
     whose `version` is given.
 
     `targets` are the cut's tensors [n, c, …] and `reference` the backbone's output [n, …] on the
-    n frames that the term sees; `positions` [n] are these frames' positions in the segment. `tail` and
+    n units that the term learns from; `units` [n, t] are their frames' positions in the segment, which has
+    `frames`: single ones are seen where a batch has them, clips are asked for as a whole. `tail` and
     `answer` run on `device`; `answer` asks the backbone about other pictures [b, 3, h, w] in 0 … 1: (the
     cut's tensors, output).
     """
@@ -33,7 +34,7 @@ class AdapterTerm:
         tail: nn.Module,
         targets: Sequence[Tensor],
         reference: Tensor,
-        positions: Tensor,
+        units: Tensor,
         frames: int,
         output_loss: OutputLoss,
         answer: Answer,
@@ -47,7 +48,9 @@ class AdapterTerm:
         self.reference = reference.to(device)
         self.output_loss, self.answer = output_loss, answer
         self.row = torch.full((frames,), -1, dtype=torch.long, device=device)
-        self.row[positions.to(device)] = torch.arange(len(positions), device=device)
+        self.clips = units if units.shape[1] > 1 else None
+        if self.clips is None:
+            self.row[units[:, 0].to(device)] = torch.arange(len(units), device=device)
 
     def parameters(self) -> Sequence[nn.Parameter]:
         return list(self.adapter.parameters())
@@ -62,9 +65,9 @@ class AdapterTerm:
         return self.row[frames] >= 0
 
     def losses(
-        self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
+        self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool
     ) -> tuple[Tensor, Tensor | None]:
-        rows = self.row[frames]
+        rows = self.row[units] if self.clips is None else units
         return self._losses(taps, [t[rows] for t in self.targets], self.reference[rows], with_task=with_task)
 
     def view_losses(

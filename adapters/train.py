@@ -33,6 +33,7 @@ def train_adapter(
     output_loss: OutputLoss,
     settings: AdapterTraining,
     seed: int,
+    feature_loss: OutputLoss = composite_loss,
 ) -> MicroAdapter:
     """Train an adapter of raw features in place of its start, and return one for raw features.
 
@@ -51,7 +52,7 @@ def train_adapter(
         for rows in torch.randperm(frames, generator=generator).split(settings.batch_frames):
             adapted = student.from_inputs([x[rows] for x in inputs])
             feature = torch.stack(
-                [composite_loss(a, t[rows]) for a, t in zip(adapted, normalised, strict=True)]
+                [feature_loss(a, t[rows]) for a, t in zip(adapted, normalised, strict=True)]
             ).mean()
             output = tail(*(s.restore(a) for s, a in zip(scales, adapted, strict=True)))
             loss = feature + output_loss(output, reference[rows])

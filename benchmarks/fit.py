@@ -84,7 +84,7 @@ def measure(name: str, frames: Frames, device: str, *, checkpoint: Path) -> dict
 
 def stored_quality(fitted: FittedSegment, rgb_tchw: torch.Tensor, device: str) -> tuple[float, int]:
     """PSNR (dB) of what the stored bytes decode to, all frames at source size; and the count of bytes."""
-    stages = store_weights(fitted.decoder, segment=0)
+    stages = store_weights(fitted.decoder, segment=0, steps=fitted.steps)
     pts = np.arange(len(rgb_tchw), dtype=np.int64)
     latents = store_latents(fitted.latents, segment=0, start_frame=0, pts=pts)
     decoder = load_decoder(fitted.arch, [stage.tensors for stage in stages], device=device)

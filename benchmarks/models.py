@@ -22,6 +22,7 @@ import torch
 from benchmarks.machine import ROOT, write_result
 from nvpstore.api.output import TextOutput, aligned
 from nvpstore.codec.build import Architecture, build_architecture, find_preset, stage_gflops
+from nvpstore.errors import TaskError
 from nvpstore.routing.select import ADAPTER_SHARE, adapter_gflops, adapter_parameters, worthwhile_cuts
 from nvpstore.tasks.recipes import RECIPES
 from nvpstore.tasks.registry import LoadedTask, builtin_spec, load, spec_of
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measured(name: str, units: int) -> dict[str, Any]:
     """One model's row."""
     task = load_full_size(name)
+    found, said = len(task.backbone.cuts), RECIPES[name].cuts
+    if found != said:
+        raise TaskError(f"task {name}: {found} cuts, its recipe says {said}")
     began = time.perf_counter()
     worst = worst_tail(task, units)
     return {

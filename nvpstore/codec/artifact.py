@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,19 +17,26 @@ from nvpstore.errors import CodecError
 from nvpstore.types import StoredLatents, StoredStage, StoredTensor
 
 
-def store_weights(decoder: Decoder, *, segment: int) -> tuple[StoredStage, ...]:
-    """The decoder's stages in decode order, 8 bit."""
+def store_weights(
+    decoder: Decoder, *, segment: int, steps: Mapping[str, Tensor] | None = None
+) -> tuple[StoredStage, ...]:
+    """The decoder's stages in decode order, 8 bit; `steps` [o] of kernels that learned theirs, by name."""
     return tuple(
         StoredStage(
             segment=segment,
             stage=name,
             tensors=tuple(
-                encode_tensor(key, value.detach().float().cpu().contiguous().numpy())
+                _stored_tensor(key, value, (steps or {}).get(f"stages.{number}.{key}"))
                 for key, value in stage.state_dict().items()
             ),
         )
-        for name, stage in zip(decoder.names, decoder.stages, strict=True)
+        for number, (name, stage) in enumerate(zip(decoder.names, decoder.stages, strict=True))
     )
+
+
+def _stored_tensor(name: str, value: Tensor, steps: Tensor | None) -> StoredTensor:
+    values = value.detach().float().cpu().contiguous().numpy()
+    return encode_tensor(name, values, None if steps is None else steps.numpy())
 
 
 def store_latents(

@@ -31,6 +31,8 @@ class Preset:
     `min_width`. `target_psnr` (dB) stops a fit early, measured at coded size. A short segment
     is fitted for more epochs, until `least_steps` are done. `feature_from`
     and `task_from`: share of the epochs after which feature terms, then task terms, join.
+    `weight_bits`: what a kernel's weights may take on average once they are compressed (None: 8 bit, rounded
+    when the fit is done); after `round_from` of the epochs they are rounded while they learn.
     `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`.
     """
 
@@ -56,6 +58,8 @@ class Preset:
     joint_weights: tuple[float, float, float] = (1.0, 0.5, 0.2)
     feature_from: float = 0.1
     task_from: float = 0.3
+    weight_bits: float | None = None
+    round_from: float = 0.6
     adapter_routes: int = 3
     adapter_epochs: int = 8
 

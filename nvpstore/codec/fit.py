@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nvpstore.codec.build import Architecture, Preset
 from nvpstore.codec.hnerv import Decoder, Encoder, nerv_times, on_device
+from nvpstore.codec.qat import RoundedWeights
 from nvpstore.errors import CodecError
 from nvpstore.types import RGB_STAGE
 
@@ -28,17 +29,26 @@ LOSS_SCALE = 100.0  # raw gradients are so small that Adam's epsilon and the cli
 VIEW_ZOOM = 0.8
 BALANCE_EVERY = 8  # steps between two measurements of the terms' gradient norms
 BALANCE_MEMORY = 0.9
+CLIP_EVERY = 4  # steps between two clips of a term: each is several frames that are decoded besides
+RATE_WEIGHT = 2.0  # of a rate that is twice its budget, beside the reconstruction's own loss
+STEP_RATE = 10.0  # times the learning rate: logarithms of steps have further to go than weights
 CHECKPOINT_SECONDS = 15.0
-
+assert BALANCE_EVERY % CLIP_EVERY == 0, "a clip's gradient is measured when all others are"
 
 TermLosses = tuple[Tensor, Tensor | None]  # feature term, task term
+Weighed = tuple[Tensor, Tensor]  # a loss, and the shallowest tapped stage that it was computed from
 
 
 class JointTerm(Protocol):
-    """What a task adds to a fit. Frames are positions within the segment."""
+    """What a task adds to a fit. Frames are positions within the segment.
+
+    A term of clips is asked about whole ones (their numbers, [b], in place of frames), the others about
+    those frames of a batch that they see.
+    """
 
     stages: tuple[str, ...]
     choice: str  # what the term connects, as text: with it a resumed fit makes the same term again
+    clips: Tensor | None  # int64 [n, t]: frames of each clip that it learns from
 
     def parameters(self) -> Sequence[nn.Parameter]: ...
 
@@ -50,8 +60,8 @@ class JointTerm(Protocol):
         """Which of these frames the term is trained on, bool [b]."""
         ...
 
-    def losses(self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool) -> TermLosses:
-        """(feature term, task term or None) for frames that the term sees."""
+    def losses(self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool) -> TermLosses:
+        """(feature term, task term or None) for frames that the term sees, or for clips."""
         ...
 
     def view_losses(self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool) -> TermLosses:
@@ -72,11 +82,14 @@ class FitProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedSegment:
-    """`latents` float32 [t, …] on the CPU; `psnr` as in FitProgress, of the last epoch."""
+    """`latents` float32 [t, …] on the CPU; `psnr` as in FitProgress, of the last epoch. `steps` [o] by the
+    names of the decoder's kernels that learned to be rounded to multiples of them.
+    """
 
     arch: Architecture
     decoder: Decoder
     latents: Tensor
+    steps: Mapping[str, Tensor]
     terms: tuple[JointTerm, ...]
     psnr: float
     epochs: int
@@ -119,6 +132,7 @@ class SegmentFit:
         self.encoder = self._build_encoder()
         self.times = nerv_times(len(frames_tchw), torch.device(device))
         self.terms: tuple[JointTerm, ...] = ()
+        self.rounded: RoundedWeights | None = None
         self.optimiser = torch.optim.Adam(
             self._parameters(), lr=preset.learning_rate, betas=(0.9, preset.adam_beta2)
         )
@@ -134,6 +148,7 @@ class SegmentFit:
         while self.epoch < self.epochs and not self._reached():
             began = time.monotonic()
             self._join_terms()
+            self._round_weights()
             self.run_epoch()
             self.epoch += 1
             self.seconds += time.monotonic() - began
@@ -144,10 +159,12 @@ class SegmentFit:
                 saved = time.monotonic()
         self._join_terms()
         self._save()
+        latents = self.all_latents().cpu()
         return FittedSegment(
             arch=self.arch,
+            steps={} if self.rounded is None else self.rounded.finish(),
             decoder=self.decoder.eval(),
-            latents=self.all_latents().cpu(),
+            latents=latents,
             terms=self.terms,
             psnr=self.psnr,
             epochs=self.epoch,
@@ -183,6 +200,21 @@ class SegmentFit:
         for term in self.terms:
             self.optimiser.add_param_group({"params": list(term.parameters())})
 
+    def _round_weights(self) -> None:
+        """From now on the decoder is what will be stored of it."""
+        begins = self.preset.round_from * self.epochs
+        if self.preset.weight_bits is None or self.rounded is not None or self.epoch < begins:
+            return
+        self.rounded = RoundedWeights(self.decoder, self.preset.weight_bits)
+        self.optimiser.add_param_group({"params": self.rounded.parameters(), "factor": STEP_RATE})
+
+    def _rate(self, reconstruction: Tensor) -> Tensor:
+        """What a rate above its budget costs: as much of the reconstruction's loss as it is above."""
+        if self.rounded is None or self.preset.weight_bits is None:
+            return reconstruction.new_zeros(())
+        above = F.relu(self.rounded.bits_a_weight() / self.preset.weight_bits - 1)
+        return RATE_WEIGHT * reconstruction.detach() * above
+
     def _feature_epoch(self) -> int:
         return math.ceil(self.preset.feature_from * self.epochs)
 
@@ -206,7 +238,8 @@ class SegmentFit:
         height, width = self.arch.content_height, self.arch.content_width
         shown = taps[RGB_STAGE][:, :, :height, :width].float()
         reconstruction = F.mse_loss(shown, self.frames[frames][:, :, :height, :width].float())
-        loss = self._weigh(reconstruction, taps, dict(self._task_losses(taps, frames)))
+        terms = {**dict(self._task_losses(taps, frames)), **dict(self._clip_losses())}
+        loss = self._weigh(reconstruction, taps, terms) + LOSS_SCALE * self._rate(reconstruction)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -215,19 +248,46 @@ class SegmentFit:
         self.step += 1
         return reconstruction.detach() * len(frames)
 
-    def _task_losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> Iterator[tuple[str, Tensor]]:
-        with_task = self.epoch >= self.preset.task_from * self.epochs
+    @property
+    def _with_task(self) -> bool:
+        return self.epoch >= self.preset.task_from * self.epochs
+
+    def _task_losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> Iterator[tuple[str, Weighed]]:
+        with_task = self._with_task
         for i, term in enumerate(self.terms):
-            seen = term.sees(frames)
-            if not seen.any():
+            if term.clips is not None or not (seen := term.sees(frames)).any():
                 continue
+            shared = taps[self._shallowest()]
             parts = {s: taps[s][seen].float() for s in term.stages}
             both = [term.losses(parts, frames[seen], with_task=with_task)]
             if self.encoder is not None:
                 both.append(self._view_losses(term, frames[seen], with_task=with_task))
-            yield f"feature-{i}", torch.stack([feature for feature, _ in both]).mean()
+            yield f"feature-{i}", (torch.stack([feature for feature, _ in both]).mean(), shared)
             if with_task:
-                yield f"task-{i}", torch.stack([task for _, task in both if task is not None]).mean()
+                task = torch.stack([task for _, task in both if task is not None]).mean()
+                yield f"task-{i}", (task, shared)
+
+    def _clip_losses(self) -> Iterator[tuple[str, Weighed]]:
+        """Now and then one clip of each term that learns from clips, decoded for it."""
+        if self.step % CLIP_EVERY:
+            return
+        for i, term in enumerate(self.terms):
+            if term.clips is None:
+                continue
+            drawn = torch.randint(len(term.clips), (1,), generator=self.chance)
+            frames = term.clips[drawn[0]].to(self.device)
+            stages = sorted({*term.stages, self._shallowest()})
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+                taps = self.decoder.taps(self._latents(frames), stages)
+            parts = {stage: taps[stage].float() for stage in term.stages}
+            feature, task = term.losses(parts, drawn.to(self.device), with_task=self._with_task)
+            yield f"feature-{i}", (feature, taps[self._shallowest()])
+            if task is not None:
+                yield f"task-{i}", (task, taps[self._shallowest()])
+
+    def _shallowest(self) -> str:
+        """The first stage that any term taps: all terms' gradients pass through it."""
+        return min((s for term in self.terms for s in term.stages), key=self.decoder.names.index)
 
     def _view_losses(self, term: JointTerm, frames: Tensor, *, with_task: bool) -> TermLosses:
         """The term on moved and zoomed views of frames that it sees, encoded anew.
@@ -251,26 +311,28 @@ class SegmentFit:
         views = F.grid_sample(frames_bchw, grid, align_corners=False, padding_mode="border")
         return views.contiguous(memory_format=torch.channels_last)
 
-    def _weigh(self, reconstruction: Tensor, taps: Mapping[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
+    def _weigh(
+        self, reconstruction: Tensor, taps: Mapping[str, Tensor], terms: Mapping[str, Weighed]
+    ) -> Tensor:
         """λ_recon·L_recon + Σ λ·s·L with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage."""
         recon_weight, task_weight, feature_weight = self.preset.joint_weights
         if terms and (self.step % BALANCE_EVERY == 0 or not terms.keys() <= self.scales.keys()):
-            shared = taps[min((s for term in self.terms for s in term.stages), key=self.decoder.names.index)]
-            self._balance(reconstruction, terms, shared)
+            self._balance((reconstruction, taps[self._shallowest()]), terms)
         loss = LOSS_SCALE * recon_weight * reconstruction
-        for name, value in terms.items():
+        for name, (value, _) in terms.items():
             weight = task_weight if name.startswith("task") else feature_weight
             loss = loss + LOSS_SCALE * weight * self.scales[name] * value
         return loss
 
-    def _balance(self, reconstruction: Tensor, terms: Mapping[str, Tensor], shared: Tensor) -> None:
-        def norm(loss: Tensor) -> float:
+    def _balance(self, reconstruction: Weighed, terms: Mapping[str, Weighed]) -> None:
+        def norm(weighed: Weighed) -> float:
+            loss, shared = weighed
             (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
             return float(gradient.norm())
 
         own = norm(reconstruction)
-        for name, loss in terms.items():
-            ratio = own / max(norm(loss), 1e-12)
+        for name, weighed in terms.items():
+            ratio = own / max(norm(weighed), 1e-12)
             before = self.scales.get(name, ratio)
             self.scales[name] = BALANCE_MEMORY * before + (1 - BALANCE_MEMORY) * ratio
 
@@ -280,11 +342,16 @@ class SegmentFit:
         cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, done - warm) / (1 - warm)))
         factor = (done + 1 / steps) / warm if done < warm else cosine
         for group in self.optimiser.param_groups:
-            group["lr"] = self.preset.learning_rate * min(factor, 1.0)
+            group["lr"] = self.preset.learning_rate * min(factor, 1.0) * group.get("factor", 1.0)
 
     def _reached(self) -> bool:
-        """The target is met and every term has had its share of the fit."""
+        """The target is met, and terms and rounding have had their share of the fit."""
         if self.preset.target_psnr is None or self.psnr < self.preset.target_psnr:
+            return False
+        if (
+            self.preset.weight_bits is not None
+            and self.epoch < (1 + self.preset.round_from) / 2 * self.epochs
+        ):
             return False
         return not self.terms or self.epoch >= (1 + self.preset.task_from) / 2 * self.epochs
 
@@ -306,6 +373,7 @@ class SegmentFit:
             "encoder": None if self.encoder is None else self.encoder.state_dict(),
             "terms": [term.state_dict() for term in self.terms],
             "choices": [term.choice for term in self.terms],
+            "rounded": self.rounded is not None,
             "optimiser": self.optimiser.state_dict(),
             "scales": self.scales,
             "position": (self.step, self.epoch, self.seconds, self.psnr),
@@ -324,6 +392,8 @@ class SegmentFit:
         self.step, self.epoch, self.seconds, self.psnr = state["position"]
         if state["choices"]:
             self._join_terms(state["choices"])
+        if state["rounded"]:
+            self._round_weights()
         self.decoder.load_state_dict(state["decoder"])
         if self.encoder is not None:
             self.encoder.load_state_dict(state["encoder"])

@@ -20,12 +20,17 @@ Floats = NDArray[np.float32]
 ENCODINGS = ("int8-channel", "float16", "uint8-affine", "float32")
 
 
-def encode_tensor(name: str, values: Floats) -> StoredTensor:
-    """Matrices and kernels to `int8-channel`, vectors to `float16`."""
+def encode_tensor(name: str, values: Floats, steps: Floats | None = None) -> StoredTensor:
+    """Matrices and kernels to `int8-channel`, vectors to `float16`.
+
+    `steps`: a kernel's own scales, where it learned to be stored with them.
+    """
     if values.ndim == 1:
         return _stored(name, values, "float16", b"", values.astype("<f2").tobytes())
-    peak = np.abs(values.reshape(values.shape[0], -1)).max(axis=1)
-    scale = (np.maximum(peak, 1e-12) / 127).astype("<f4")
+    if steps is None:
+        peak = np.abs(values.reshape(values.shape[0], -1)).max(axis=1)
+        steps = np.maximum(peak, 1e-12) / 127
+    scale = steps.astype("<f4")
     q = np.rint(values / _by_channel(scale, values.ndim)).clip(-127, 127).astype(np.int8)
     return _stored(name, values, "int8-channel", scale.tobytes(), q.tobytes())
 

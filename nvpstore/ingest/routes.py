@@ -90,8 +90,8 @@ class TaskTerms:
             tail=task.backbone.tail(candidate.cut),
             targets=targets,
             reference=refs.output[refs.seen],
-            positions=refs.positions,
-            frames=len(refs.seen),
+            units=refs.frames[refs.seen],
+            frames=int(refs.frames.max()) + 1,
             output_loss=refs.task.head.loss,
             answer=partial(answer, task, candidate.cut, refs.size),
             device=self.device,
@@ -216,10 +216,11 @@ class SegmentRoutes:
             if joint is not None and candidate is chosen[0]:
                 start = joint.adapter.cpu().denormalised([s.cpu() for s in joint.scales])
             r2 = [fit.r2 for fit in pairs.ridge(candidate)]
-            records.append(self._adapter_route(candidate, start, sum(r2) / len(r2)))
+            records.append(self.adapter_route(candidate, start, sum(r2) / len(r2)))
         return records
 
-    def _adapter_route(self, candidate: Candidate, start: MicroAdapter, ridge_r2: float) -> RouteRecord:
+    def adapter_route(self, candidate: Candidate, start: MicroAdapter, ridge_r2: float) -> RouteRecord:
+        """One pair's adapter, trained from `start`, stored and measured as it is stored."""
         refs = self.refs
         taps = collect_taps(self.decoder, self.latents[refs.positions], candidate.stages)
         trained = train_adapter(

@@ -84,13 +84,12 @@ def finish_segment(
     `size` is their (height, width).
     """
     frames, pts, references = _gather(read, span, arch, tasks, size=size, seed=seed)
-    # A segment of one frame may have none to teach with, and a fit sees frames one by one, not clips.
-    teaching = [refs for refs in references if refs.task.spec.clip is None and refs.can_teach]
+    teaching = [refs for refs in references if refs.can_teach]  # a segment of one frame may have none
     terms = TaskTerms(teaching, arch, device=device, seed=seed) if teaching else None
     fitted = SegmentFit(
         frames, arch, preset, terms_factory=terms, device=device, seed=seed, checkpoint=checkpoint
     ).run(progress)
-    weights = store_weights(fitted.decoder, segment=span.segment)
+    weights = store_weights(fitted.decoder, segment=span.segment, steps=fitted.steps)
     latents = store_latents(fitted.latents, segment=span.segment, start_frame=span.start_frame, pts=pts)
     decoder = load_decoder(arch, [stage.tensors for stage in weights])
     stored = load_latents(latents)

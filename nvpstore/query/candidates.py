@@ -133,21 +133,21 @@ def task_candidates(
 
 def _route_rows(con: duckdb.DuckDBPyConnection, task: TaskRecord, places: Places) -> Iterator[pa.RecordBatch]:
     """A part at a time, kinds as hashes: of millions of segments, text takes gigabytes and seconds."""
-    reader = con.sql(
-        f"""
+    sql = f"""
         SELECT video_id, segment, fidelity, gflops, coalesce(bytes, 0) AS bytes, {_KIND_HASH} AS kind
         FROM (FROM idx.store.routes{videos_filter(places.videos)})
         WHERE task = ? AND version = ?
-        """,
-        params=[task.name, task.version],
-    ).to_arrow_reader(PART_ROWS)
-    yield from _merged(reader)
+        """
+    yield from in_parts(con, sql, [task.name, task.version])
 
 
-def _merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Neighbours put together until they have PART_ROWS: DuckDB hands out some thousand rows at a time."""
+def in_parts(
+    con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] = ()
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a query of our own, about PART_ROWS at a time; nothing for none."""
     waiting: list[pa.RecordBatch] = []
-    for batch in batches:
+    # DuckDB hands out some thousand rows at a time.
+    for batch in con.sql(sql, params=list(params)).to_arrow_reader(PART_ROWS):
         waiting.append(batch)
         if sum(len(one) for one in waiting) >= PART_ROWS:
             yield pa.concat_batches(waiting)

@@ -110,7 +110,8 @@ def _of_rows(adapters: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
 
 def _adapter_bytes(adapters: Sequence[pa.Table]) -> int:
     # An adapter of archive or video scope is one row group however many segments use it.
-    distinct = pa.concat_tables(adapters).group_by(["key", "offset", "size"], use_threads=False).aggregate([])
+    ranges = pa.concat_tables(adapters).group_by(["object", "offset", "size"], use_threads=False)
+    distinct = ranges.aggregate([])
     return int(pc.sum(distinct["size"]).as_py() or 0)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nvpstore.errors import QueryError
-from nvpstore.query.candidates import RouteKind, read_kind
+from nvpstore.query.candidates import RouteKind, in_parts, read_kind
 from nvpstore.query.plan import Scan
 from nvpstore.query.rows_at import KIND_SQL
 from nvpstore.query.sample import videos_filter
 
 ADAPTERS = pa.schema(
-    [("row", pa.int64()), ("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+    [("row", pa.int64()), ("object", pa.uint64()), ("offset", pa.int64()), ("size", pa.int64())]
 )
 
 
@@ -26,7 +28,7 @@ class Figures:
     unknown).
 
     `fetched[kind]` are the stages that are fetched, in decode order. `adapters` (ADAPTERS) has a row a
-    segment that reads one.
+    segment that reads one; `object` is a hash of its key, since millions of keys are gigabytes.
     """
 
     kinds: tuple[RouteKind, ...]
@@ -70,7 +72,7 @@ def _of_objects(scan: Scan) -> Figures:
         fetched = fact.stages[: fact.stages.index(route.stage) + 1] if route.stage else ()
         kind.append(numbers.setdefault((alike, fetched), len(numbers)))
     adapters = [
-        {"row": row, "key": at.key, "offset": at.offset, "size": at.size_bytes}
+        {"row": row, "object": _hash_of(at.key), "offset": at.offset, "size": at.size_bytes}
         for row, route in enumerate(routes)
         if (at := route.adapter) is not None
     ]
@@ -141,14 +143,9 @@ class _Stages:
 
 def _stages(scan: Scan, con: duckdb.DuckDBPyConnection) -> _Stages:
     places = scan.scoped.places
-    table = con.sql(
-        "SELECT video_id, segment, stage, position, size_bytes, gflops FROM idx.store.stages"
-        + videos_filter(places.videos)
-    ).to_arrow_table()
-    owner = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
-    stage = table["stage"].combine_chunks().dictionary_encode()
-    names, column = stage.dictionary.to_pylist(), stage.indices.to_numpy()
-    here = owner >= 0
+    sql = "SELECT video_id, segment, stage, position, size_bytes, gflops FROM idx.store.stages"
+    sql += videos_filter(places.videos)
+    names = [name for (name,) in con.sql(f"SELECT DISTINCT stage FROM ({sql}) ORDER BY stage").fetchall()]
     shape = (len(places), len(names))
     found = _Stages(
         names=names,
@@ -156,8 +153,16 @@ def _stages(scan: Scan, con: duckdb.DuckDBPyConnection) -> _Stages:
         size=np.zeros(shape, dtype=np.int64),
         gflops=np.zeros(shape),
     )
-    for values, name in ((found.position, "position"), (found.size, "size_bytes"), (found.gflops, "gflops")):
-        values[owner[here], column[here]] = table[name].to_numpy()[here]
+    for part in in_parts(con, sql):
+        owner = places.rows(part["video_id"], part["segment"].to_numpy())
+        column = pc.index_in(part["stage"], value_set=pa.array(names, pa.string())).to_numpy()
+        here = owner >= 0
+        for values, name in (
+            (found.position, "position"),
+            (found.size, "size_bytes"),
+            (found.gflops, "gflops"),
+        ):
+            values[owner[here], column[here]] = part[name].to_numpy()[here]
     return found
 
 
@@ -175,38 +180,45 @@ def _distinct(rows: NDArray[np.int16]) -> list[tuple[list[int], NDArray[np.bool_
 
 def _latents(scan: Scan, con: duckdb.DuckDBPyConnection) -> NDArray[np.int64]:
     places = scan.scoped.places
-    table = con.sql(
-        "SELECT video_id, segment, coalesce(latents_bytes, 0) AS size FROM idx.store.segments"
-        + videos_filter(places.videos)
-    ).to_arrow_table()
-    owner = places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
+    sql = "SELECT video_id, segment, coalesce(latents_bytes, 0) AS size FROM idx.store.segments"
     latents = np.zeros(len(places), dtype=np.int64)
-    latents[owner[owner >= 0]] = table["size"].to_numpy()[owner >= 0]
+    for part in in_parts(con, sql + videos_filter(places.videos)):
+        owner = places.rows(part["video_id"], part["segment"].to_numpy())
+        latents[owner[owner >= 0]] = part["size"].to_numpy()[owner >= 0]
     return latents
 
 
 def _adapters(scan: Scan, con: duckdb.DuckDBPyConnection) -> pa.Table:
     if scan.task is None:
         return ADAPTERS.empty_table()
-    table = con.sql(
-        f"""
-        SELECT video_id, segment, {KIND_SQL} AS kind, key, "offset", size_bytes AS size
+    sql = f"""
+        SELECT video_id, segment, {KIND_SQL} AS kind, md5_number_lower(key) AS object, "offset",
+               size_bytes AS size
         FROM (FROM idx.store.routes{videos_filter(scan.scoped.places.videos)})
         WHERE task = ? AND version = ? AND key IS NOT NULL
-        """,
-        params=[scan.task.name, scan.task.version],
-    ).to_arrow_table()
-    owner = scan.scoped.places.rows(table["video_id"].combine_chunks(), table["segment"].to_numpy())
+        """
+    found = [_chosen(scan, part) for part in in_parts(con, sql, [scan.task.name, scan.task.version])]
+    return pa.concat_tables([ADAPTERS.empty_table(), *found])
+
+
+def _chosen(scan: Scan, part: pa.RecordBatch) -> pa.Table:
+    """Those of some rows of routes whose segment's route they are, as ADAPTERS."""
+    owner = scan.scoped.places.rows(part["video_id"], part["segment"].to_numpy())
     mine = np.zeros(len(owner), dtype=np.bool_)
     kinds = np.where(owner >= 0, scan.chosen.kind[owner], -1)
-    text = table["kind"].combine_chunks().dictionary_encode()
+    text = part["kind"].dictionary_encode()
     stored = [read_kind(value) for value in text.dictionary.to_pylist()]
     for number, alike in enumerate(scan.chosen.kinds):
         same = np.array([_unordered(kind) == _unordered(alike) for kind in stored], dtype=np.bool_)
         mine |= (kinds == number) & same[text.indices.to_numpy()]
     rows = np.flatnonzero(mine)
-    found = table.select(["key", "offset", "size"]).take(pa.array(rows))
-    return found.add_column(0, "row", pa.array(owner[rows]))
+    chosen = pa.table(part.select(["object", "offset", "size"]).take(pa.array(rows)))
+    return chosen.add_column(0, "row", pa.array(owner[rows])).cast(ADAPTERS)
+
+
+def _hash_of(key: str) -> int:
+    """As DuckDB's `md5_number_lower`."""
+    return int.from_bytes(hashlib.md5(key.encode(), usedforsecurity=False).digest()[8:], "little")
 
 
 def _unordered(kind: RouteKind) -> tuple[str, frozenset[str], str, str]:

@@ -6,17 +6,18 @@ A unit is what the backbone gives one answer for: a picture [3, H, W], or a clip
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nvpstore.errors import TaskError
-from nvpstore.tasks.flops import gflops
+from nvpstore.tasks.flops import counting
 
 # Early layers of more frames than this fall out of a CPU's caches and take twice as long a frame.
 CPU_FRAMES = 4
+WHOLE = ""  # among the names of cuts
 
 Features = tuple[Tensor, ...]
 
@@ -63,6 +64,10 @@ class Backbone(ABC):
     def _features(self, x: Tensor, cuts: tuple[str, ...]) -> tuple[list[Features], Tensor]: ...
 
     @abstractmethod
+    def _run_counted(self, x: Tensor, spent: Callable[[], int]) -> dict[str, int]:
+        """Run all of it: what was `spent` when each cut was reached."""
+
+    @abstractmethod
     def _make_tail(self, cut: Cut) -> nn.Module: ...
 
     def cut(self, name: str) -> Cut:
@@ -92,17 +97,20 @@ class Backbone(ABC):
 
     def tail_gflops(self, cut: str) -> float:
         """GFLOPs (2 × MAC) of one unit through the tail."""
-        if cut not in self._gflops:
-            inputs = [torch.zeros(1, *shape, device=self.device) for shape in self.cut(cut).shapes]
-            self._gflops[cut] = gflops(self.tail(cut), *inputs)
-        return self._gflops[cut]
+        return self._costs()[self.cut(cut).name]
 
     def whole_gflops(self) -> float:
         """GFLOPs (2 × MAC) of one unit through all of it."""
-        if "" not in self._gflops:
-            x = torch.zeros(1, *self.input_shape, device=self.device)
-            self._gflops[""] = gflops(self._whole, x)
-        return self._gflops[""]
+        return self._costs()[WHOLE]
+
+    def _costs(self) -> dict[str, float]:
+        """GFLOPs of the whole and of every tail, counted in one run."""
+        if not self._gflops:
+            with counting() as spent:
+                before = self._run_counted(torch.zeros(1, *self.input_shape, device=self.device), spent)
+                total = spent()
+            self._gflops = {cut: (total - flops) / 1e9 for cut, flops in {WHOLE: 0, **before}.items()}
+        return self._gflops
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         return (x,) if self.device != "cpu" else x.split(CPU_FRAMES if x.ndim == 4 else 1)
@@ -127,6 +135,10 @@ class Uncut(Backbone):
     def _features(self, x: Tensor, cuts: tuple[str, ...]) -> tuple[list[Features], Tensor]:
         assert not cuts, "nothing can be cut here"
         return [], self._whole(x)
+
+    def _run_counted(self, x: Tensor, spent: Callable[[], int]) -> dict[str, int]:
+        self._whole(x)
+        return {}
 
     def _make_tail(self, cut: Cut) -> nn.Module:
         raise TaskError(f"this backbone has no cuts: {self.why}")

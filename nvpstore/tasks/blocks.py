@@ -17,7 +17,7 @@ class Blocks:
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         children = [name for name, _ in model.named_children()]
         self.wrapper = f"{children[0]}." if len(children) == 1 else ""
 

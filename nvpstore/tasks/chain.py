@@ -135,6 +135,15 @@ class ChainBackbone(Backbone):
         output = self._run(x, note)
         return [found[name] for name in cuts], output
 
+    def _run_counted(self, x: Tensor, spent: Callable[[], int]) -> dict[str, int]:
+        before: dict[str, int] = {}
+
+        def note(block: Block, _: Features) -> None:
+            before[block.name] = spent()
+
+        self._run(x, note)
+        return before
+
     def _make_tail(self, cut: Cut) -> nn.Module:
         at = next(i for i, block in enumerate(self.blocks) if block.name == cut.name)
         form = self.blocks[at].form

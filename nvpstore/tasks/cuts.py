@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,27 @@ class CutBackbone(Backbone):
         found = iter(tensors)
         return [tuple(next(found) for _ in nodes) for nodes in places], output
 
+    def _run_counted(self, x: Tensor, spent: Callable[[], int]) -> dict[str, int]:
+        run = _Counted(self.graph, spent)
+        run.run(x)
+        # A tail is all that runs behind its cut's last tensor.
+        return {cut.name: run.spent_at[cut.nodes[-1]] for cut in self.cuts}
+
     def _make_tail(self, cut: Cut) -> nn.Module:
         return _tail(self.graph, cut.nodes)
+
+
+class _Counted(fx.Interpreter):
+    """Notes what was spent when each node had run."""
+
+    def __init__(self, graph: fx.GraphModule, spent: Callable[[], int]) -> None:
+        super().__init__(graph)
+        self.spent, self.spent_at = spent, dict[str, int]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        given = super().run_node(n)
+        self.spent_at[n.name] = self.spent()
+        return given
 
 
 def _find_cuts(graph: fx.Graph, blocks: Blocks) -> Iterator[Cut]:

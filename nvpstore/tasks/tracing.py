@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -122,18 +123,20 @@ def _example(units: int, input_shape: tuple[int, ...]) -> Tensor:
 
 def _fold_batch_norms(made: fx.GraphModule) -> None:
     modules = dict(made.named_modules())
+    calls = Counter(node.target for node in made.graph.nodes)
     for node in list(made.graph.nodes):
         if node.op != "call_module" or not isinstance(norm := modules[node.target], _NORMS):
             continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) > 1:
+        before = node.all_input_nodes[0]
+        alone = before.op == "call_module" and len(before.users) == calls[before.target] == 1
+        if not alone or norm.running_mean is None:
             continue
         if not isinstance(conv := modules[before.target], _CONVOLUTIONS):
             continue
         fused = fuse_conv_bn_eval(conv, norm)
         if not _same(fused, nn.Sequential(conv, norm)):
             continue
-        made.set_submodule(before.target, fused)
+        made.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
         before.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
         made.graph.erase_node(node)

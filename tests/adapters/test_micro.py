@@ -118,7 +118,7 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
         tail=backbone.tail(cut.name),
         targets=[features[cut.name][0].detach()],
         reference=reference.detach(),
-        positions=positions,
+        units=positions[:, None],
         frames=8,
         output_loss=squared,
         answer=answer,

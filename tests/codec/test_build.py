@@ -15,7 +15,7 @@ from nvpstore.codec.build import (
 )
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import CodecError, UsageError
-from nvpstore.tasks.backbone import gflops
+from nvpstore.tasks.flops import gflops
 
 
 @pytest.mark.parametrize(

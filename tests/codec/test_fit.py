@@ -30,6 +30,7 @@ class FeatureTerm:
     """Wants stage 1, averaged over positions, to tell the frame's number."""
 
     stages = ("1",)
+    clips: Tensor | None = None
 
     def __init__(self, channels: int, choice: str) -> None:
         self.choice = choice
@@ -138,3 +139,68 @@ def test_divergence_is_an_error_that_says_so() -> None:
     frames[3] = float("nan")
     with pytest.raises(CodecError, match="diverged in epoch 1"):
         SegmentFit(frames, build_architecture(32, 48, 24, MICRO), MICRO).run()
+
+
+class ClipTerm(FeatureTerm):
+    """Wants stage 1 of a clip's frames, averaged, to tell the clip's number."""
+
+    clips = torch.tensor([[0, 2, 4], [5, 6, 7], [11, 9, 8]])
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, "clips of stage 1")
+        self.asked: list[int] = []
+
+    def sees(self, frames: Tensor) -> Tensor:
+        raise AssertionError("a term of clips sees no single frames")
+
+    def losses(
+        self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert taps["1"].shape[0] == 3
+        self.asked.append(int(units))
+        error = (self.net(taps["1"].mean((0, 2, 3))) - units / 3).square().mean()
+        return error, error * 1000 if with_task else None
+
+
+def test_clips_join_a_fit_beside_frames() -> None:
+    made: list[FeatureTerm] = []
+
+    def terms(decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None) -> Sequence[FeatureTerm]:
+        torch.manual_seed(1)
+        channels = decoder.taps(latents[:1], ("1",))["1"].shape[1]
+        made.extend([FeatureTerm(channels, "stage 1"), ClipTerm(channels)])
+        return made
+
+    settings = replace(MICRO, epochs=24, target_psnr=None)
+    arch = build_architecture(32, 48, 24, settings)
+    fit = SegmentFit(moving_square(), arch, settings, terms_factory=terms)
+    fit.run()
+    clips = made[1]
+    assert isinstance(clips, ClipTerm)
+    assert set(clips.asked) == {0, 1, 2}
+    assert set(fit.scales) == {"feature-0", "task-0", "feature-1", "task-1"}
+    plain = SegmentFit(moving_square(), arch, settings).run()
+    assert fit.psnr > plain.psnr - 3
+
+
+def test_a_resumed_fit_with_clips_repeats_an_undisturbed_one(tmp_path: Path) -> None:
+    def terms(decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None) -> Sequence[FeatureTerm]:
+        torch.manual_seed(1)
+        return [ClipTerm(decoder.taps(latents[:1], ("1",))["1"].shape[1])]
+
+    settings = replace(MICRO, epochs=8, target_psnr=None)
+    arch = build_architecture(32, 48, 24, settings)
+    whole = SegmentFit(moving_square(), arch, settings, terms_factory=terms).run()
+    half = SegmentFit(moving_square(), arch, settings, terms_factory=terms, checkpoint=tmp_path / "fit.pt")
+    while half.epoch < 5:
+        half._join_terms()
+        half.run_epoch()
+        half.epoch += 1
+    half._save()
+    rest = SegmentFit(
+        moving_square(), arch, settings, terms_factory=terms, checkpoint=tmp_path / "fit.pt"
+    ).run()
+    for own, resumed in zip(
+        whole.decoder.state_dict().values(), rest.decoder.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(own, resumed)

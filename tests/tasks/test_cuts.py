@@ -284,6 +284,41 @@ def test_batch_norms_are_folded_only_where_that_changes_nothing() -> None:
     assert norms_run(backbone) == 2
 
 
+class Shared(nn.Module):
+    """One convolution for two scales, each with a BatchNorm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.norms[0](self.shared(self.stem(x)))
+        second = self.norms[1](self.shared(F.max_pool2d(first, 2)))
+        return self.last(second).mean((2, 3))
+
+
+def test_a_shared_convolution_stays_what_it_is_for_all() -> None:
+    torch.manual_seed(0)
+    model = Shared()
+    for norm in model.norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.5
+    x = torch.randn(1, 3, 16, 16)
+    expected = model.eval()(x)
+    backbone = CutBackbone(model, (3, 16, 16))
+    exact(backbone, x, expected)
+    assert norms_run(backbone) == 2
+
+
+def test_what_depends_on_the_batch_is_no_answer_about_a_unit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten())
+    with pytest.raises(TaskError, match="cannot be cut: its graph's output is"):
+        CutBackbone(model, (3, 16, 16))
+
+
 class Counting(nn.Module):
     """Its answer depends on how often it was asked: no graph says the same."""
 

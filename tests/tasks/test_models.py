@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,10 +18,19 @@ from nvpstore.codec.grids import WHOLE
 from nvpstore.errors import TaskError
 from nvpstore.tasks.backbone import Uncut
 from nvpstore.tasks.backbones.torchvision_ops import make_torchvision_importable
+from nvpstore.tasks.flops import gflops
 from nvpstore.tasks.heads import View
 from nvpstore.tasks.preprocessing import Preprocessing
 from nvpstore.tasks.recipes import IMAGENET, RECIPES
-from nvpstore.tasks.registry import LoadedTask, build_model, cut_backbone, load, load_weights, spec_of
+from nvpstore.tasks.registry import (
+    LoadedTask,
+    build_model,
+    builtin_spec,
+    cut_backbone,
+    load,
+    load_weights,
+    spec_of,
+)
 from nvpstore.tasks.spec import Clip, TaskSpec
 
 TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
@@ -30,7 +40,7 @@ TINY_DETR = {
     **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2},
     "decoder_attention_heads": 2,
 }
-TINY_BLIP = {
+TINY_BLIP: dict[str, Any] = {
     "vision_config": {
         **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
         "patch_size": 16,
@@ -45,7 +55,7 @@ TINY_BLIP = {
 }
 
 
-TINY_DEPTH = {
+TINY_DEPTH: dict[str, Any] = {
     "backbone_config": {
         **{"model_type": "dinov2", "image_size": 70, "patch_size": 14, "hidden_size": 24},
         **{"num_attention_heads": 2, "num_hidden_layers": 6, "out_indices": [3, 4, 5, 6]},
@@ -208,6 +218,73 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+# As many blocks as in the built-in task, of few channels, on small pictures.
+NARROW = {
+    "resnet50": lambda: spec("resnet50", preprocessing=small(64)),
+    "vit_b16": lambda: spec(
+        "vit_b16", preprocessing=small(32), build={"embed_dim": 24, "num_heads": 2, "img_size": 32}
+    ),
+    "clip_rn50": lambda: spec(
+        "clip_rn50",
+        preprocessing=small(64),
+        build={
+            "vision_cfg": {"image_size": 64, "layers": [3, 4, 6, 3], "width": 8},
+            "text_cfg": TINY_CLIP_TEXT,
+            "embed_dim": 16,
+        },
+    ),
+    "slowfast_r50": SPECS["pytorchvideo-slowfast"],
+    "i3d_r50": SPECS["pytorchvideo-i3d"],
+    "detr_r50": lambda: spec(
+        "detr_r50",
+        preprocessing=wide(64, 96),
+        options={"config": {**TINY_DETR, "backbone": {**TINY_RESNET, "depths": [3, 4, 6, 3]}}},
+    ),
+    "blip_caption": lambda: spec(
+        "blip_caption",
+        preprocessing=small(48),
+        options={
+            "config": {**TINY_BLIP, "vision_config": {**TINY_BLIP["vision_config"], "num_hidden_layers": 12}}
+        },
+    ),
+    "segment_lraspp": SPECS["torchvision-segmentation"],
+    "depth_small": lambda: spec(
+        "depth_small",
+        preprocessing=wide(56, 84),
+        options={
+            "config": {
+                **TINY_DEPTH,
+                "backbone_config": {
+                    **TINY_DEPTH["backbone_config"],
+                    **{"num_hidden_layers": 12, "out_indices": [9, 10, 11, 12]},
+                },
+            }
+        },
+    ),
+}
+
+
+def test_built_in_tasks_say_how_many_cuts_they_have() -> None:
+    packaged = ("labels", "look")
+    found = {name: len(load(narrow()).backbone.cuts) for name, narrow in NARROW.items()}
+    found |= {name: len(load(builtin_spec(name)).backbone.cuts) for name in packaged}
+    assert found == {name: made.cuts for name, made in RECIPES.items()}
+
+
+@torch.inference_mode()
+def test_looks_are_the_pooled_features_of_published_weights() -> None:
+    task = load(builtin_spec("look"))
+    x = torch.randn(1, *task.spec.input_shape, generator=torch.Generator().manual_seed(0))
+    labels = replace(task.spec, kind="classification", name="other")
+    net = load(labels).backbone
+    found = task.backbone.whole(x)
+    assert found.shape == (1, 1280)
+    assert net.whole(x).shape == (1, 1000)
+    pooled = next(cut for cut in reversed(net.cuts) if cut.shapes[0][0] == 1280)
+    features, _ = net.features(x, [pooled.name])
+    torch.testing.assert_close(features[pooled.name][0].mean((2, 3)), found)
+
+
 @pytest.fixture(params=sorted(SPECS))
 def named(request: pytest.FixtureRequest) -> tuple[str, LoadedTask]:
     return request.param, load(SPECS[request.param]())
@@ -235,11 +312,16 @@ def test_every_tail_continues_its_model_exactly(named: tuple[str, LoadedTask]) -
 
 def test_every_tail_is_cheaper_than_the_one_before(named: tuple[str, LoadedTask]) -> None:
     _, task = named
-    cuts = [cut.name for cut in task.backbone.cuts]
-    costs = [task.backbone.tail_gflops(name) for name in (*cuts[: -1 : len(cuts) // 3], cuts[-1])]
-    assert task.backbone.whole_gflops() >= costs[0]
+    backbone = task.backbone
+    cuts = [cut.name for cut in backbone.cuts]
+    costs = [backbone.tail_gflops(name) for name in cuts]
+    assert backbone.whole_gflops() >= costs[0]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < costs[0]
+    # Counted on the whole: what a tail itself spends is the same.
+    middle = backbone.cut(cuts[len(cuts) // 2])
+    inputs = [torch.zeros(1, *shape) for shape in middle.shapes]
+    assert gflops(backbone.tail(middle.name), *inputs) == backbone.tail_gflops(middle.name)
 
 
 @torch.inference_mode()
@@ -290,6 +372,13 @@ def test_clip_texts_are_embedded_in_the_pictures_space() -> None:
     width = task.backbone.whole(torch.zeros(1, *task.spec.input_shape)).shape[-1]
     assert texts.shape == (2, width)
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+
+
+def test_building_a_clip_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    handlers = list(logging.getLogger().handlers)
+    build_model(SPECS["open_clip"]())
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == handlers
 
 
 def test_unknown_models_are_named() -> None:

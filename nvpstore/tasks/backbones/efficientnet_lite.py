@@ -6,14 +6,16 @@ Tan and Le, "EfficientNet", ICML 2019, and its Lite variants: no squeeze-and-exc
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from nvpstore.errors import TaskError
 from nvpstore.tasks.backbones.model import Model, library
 from nvpstore.tasks.spec import TaskSpec
 
+CLASSIFIER = "_fc"
 INPUT_PIXELS = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
 
@@ -32,7 +34,14 @@ def weights_path(model: str) -> Path:
 
 
 def build(spec: TaskSpec) -> Model:
-    """[b, 3, p, p] → logits [b, 1000]."""
+    """[b, 3, p, p] → logits [b, 1000], or for a task of embeddings the pooled features [b, 1280]."""
     package = library("efficientnet_lite_pytorch", package="efficientnet-lite-pytorch", model=spec.model)
     net: nn.Module = package.EfficientNet.from_name(spec.model)
-    return Model(net=net, answers=net)
+    if spec.kind != "embedding":
+        return Model(net=net, answers=net)
+    net.add_module(CLASSIFIER, nn.Identity())
+    return Model(net=net, answers=net, own_names=_without_classifier)
+
+
+def _without_classifier(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{CLASSIFIER}.")}

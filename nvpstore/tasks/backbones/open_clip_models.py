@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,14 +22,15 @@ from nvpstore.tasks.spec import TaskSpec
 
 
 class ClipWords:
-    """The text tower of a CLIP."""
+    """The text tower of a CLIP. Its tokenizer is made when it is first needed: some are downloads."""
 
-    def __init__(self, net: Any, tokenizer: Any) -> None:
-        self.net, self.tokenizer = net, tokenizer
+    def __init__(self, net: Any, make_tokenizer: Callable[[], Any]) -> None:
+        self.net = net
+        self.tokenizer = cache(make_tokenizer)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts))
+        tokens = self.tokenizer()(list(texts))
         return F.normalize(self.net.encode_text(tokens).float(), dim=-1)
 
 
@@ -38,14 +42,32 @@ def build(spec: TaskSpec) -> Model:
     open_clip = library("open_clip", package="open_clip_torch", model=spec.model)
     if spec.model not in open_clip.list_models():
         raise TaskError(f"task {spec.name}: open_clip has no model {spec.model!r}")
-    net = open_clip.create_model(spec.model, pretrained=None, **spec.options.get("build", {}))
-    words = ClipWords(net, open_clip.get_tokenizer(spec.model))
+    with _untold():
+        net = open_clip.create_model(spec.model, pretrained=None, **spec.options.get("build", {}))
+    words = ClipWords(net, partial(open_clip.get_tokenizer, spec.model))
     kind = type(net.visual).__name__
     if kind == "ModifiedResNet":
         return Model(net=net, blocks=_resnet(net.visual), words=words)
     if kind == "VisionTransformer":
         return Model(net=net, blocks=_vit(net.visual), words=words)
     return Model(net=net, answers=net.visual, words=words)
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Without open_clip's warning that weights are drawn at random, and the log that it would set up."""
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+    root.addHandler(nowhere)
+    root.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_news)
+        root.removeHandler(nowhere)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "initialized randomly" not in record.getMessage()
 
 
 def _resnet(visual: Any) -> tuple[Block, ...]:

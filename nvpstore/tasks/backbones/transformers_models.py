@@ -21,6 +21,8 @@ from nvpstore.tasks.chain import Block, Maps, Tokens
 from nvpstore.tasks.drawn import DRAWN_STD
 from nvpstore.tasks.spec import TaskSpec
 
+RESNET50_DEPTHS = (3, 4, 6, 3)
+
 
 def build(spec: TaskSpec) -> Model:
     """`spec.model` is one of MODELS; `spec.options["config"]` changes its published configuration."""
@@ -54,9 +56,12 @@ def _published(transformers: Any, net: Any) -> Callable[[Mapping[str, Tensor]], 
 
 def _detr(transformers: Any, spec: TaskSpec) -> Model:
     changes = dict(spec.options.get("config", {}))
-    resnet = transformers.ResNetConfig(out_features=["stage4"], **changes.pop("backbone", {}))
+    layers = changes.pop("backbone", {})
+    last = f"stage{len(layers.get('depths', RESNET50_DEPTHS))}"
+    resnet = transformers.ResNetConfig(out_features=[last], **layers)
     config = transformers.DetrConfig(
         use_timm_backbone=False,
+        use_pretrained_backbone=False,
         backbone_config=resnet,
         num_labels=len(spec.labels),
         **changes,
@@ -133,14 +138,14 @@ def _blip(transformers: Any, spec: TaskSpec) -> Model:
 
 
 class _Layer(nn.Module):
-    """A layer of an encoder that attends to everything."""
+    """A layer of an encoder in which every token attends to all."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, **asked: None) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.asked = layer, asked
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Any = self.layer(x, attention_mask=None)
+        out: Any = self.layer(x, **self.asked)
         state: Tensor = out[0] if isinstance(out, tuple) else out
         return state
 
@@ -153,7 +158,7 @@ def _blip_chain(vision: Any) -> Iterator[Block]:
 
     yield Block(name="embeddings", run=vision.embeddings, form=tokens())
     for i, layer in enumerate(vision.encoder.layers):
-        yield Block(name=f"layers.{i}", run=_Layer(layer), form=tokens())
+        yield Block(name=f"layers.{i}", run=_Layer(layer, attention_mask=None), form=tokens())
     yield Block(name="post_layernorm", run=vision.post_layernorm)
 
 
