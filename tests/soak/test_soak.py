@@ -18,7 +18,9 @@ from benchmarks.machine import ROOT
 pytestmark = pytest.mark.slow
 
 # The longest first, so that none is left alone in the end. Scales are of the counts that a soak has.
-SCALES = {"kill": 0.1, "flips": 0.1, "faults": 0.1, "race": 0.4, "rm": 0.07, "cli": 0.2, "gets": 0.1}
+SCALES = {
+    "kill": 0.1, "media": 0.08, "flips": 0.1, "faults": 0.1, "race": 0.4, "rm": 0.07, "cli": 0.2, "gets": 0.1,
+}  # fmt: skip
 ON_S3 = {"faults", "gets"}
 SECONDS = 600
 AT_ONCE = 2
@@ -110,8 +112,17 @@ def _counted(result: dict[str, Any]) -> None:
     assert result["nothing_new_requests"] <= 2
 
 
+def _damaged(result: dict[str, Any]) -> None:
+    assert sum(result["ends"].values()) == result["files"] == 40
+    assert result["ends"].keys() == {"done", "failed"}
+    assert result["fitted"] > 0
+    assert len(result["by_damage"]) > 8
+    assert len(result["workers"]) == 2
+
+
 _CHECKS = {
     "kill": _killed,
+    "media": _damaged,
     "flips": _flipped,
     "faults": _faulty,
     "race": _raced,

@@ -36,6 +36,13 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for each other in turns take minutes on a machine that is busy."""
+    for name in ("NVP_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
 @pytest.fixture
 def queue(tmp_path: Path) -> JobQueue:
     return JobQueue(tmp_path / "state" / "jobs.sqlite", lease_seconds=LEASE_SECONDS)
@@ -336,7 +343,7 @@ class TestDevices:
         self, archive: Archive, queue: JobQueue, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("NVP_THREADS", "OMP_NUM_THREADS"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
         alone = Supervisor(archive.store.root, queue.path, replace(settings, workers=1), device="cpu")
         three = Supervisor(archive.store.root, queue.path, replace(settings, workers=3), device="cpu")
