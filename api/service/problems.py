@@ -22,6 +22,7 @@ from nvpstore.errors import (
     NvpError,
     OnHold,
     QueryError,
+    QueryTimeout,
     RouteError,
     SourceError,
     StoreError,
@@ -40,6 +41,7 @@ _STATUS: tuple[tuple[type[NvpError], HTTPStatus], ...] = (
     (KeyReused, HTTPStatus.UNPROCESSABLE_ENTITY),
     (NotFound, HTTPStatus.NOT_FOUND),
     (OnHold, HTTPStatus.CONFLICT),
+    (QueryTimeout, HTTPStatus.GATEWAY_TIMEOUT),
     (QueryError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (RouteError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (TaskError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -151,7 +153,7 @@ def _ours(request: Request, error: NvpError) -> Response:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "5"
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
         _log.error("request failed: %s", said, exc_info=error, extra=_of(request))
         # Such messages name files and hosts: they are for who was let in.
         said = said if hasattr(request.state, "caller") else OURS
