@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from types import MappingProxyType
 from typing import IO, Any, Protocol, TextIO
 
@@ -69,7 +69,7 @@ def write_csv(rows: Rows, stream: IO[bytes]) -> None:
     with _text(stream) as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(table.column_names)
-        writer.writerows([_csv_cell(value) for value in row] for row in _values(table))
+        writer.writerows([csv_cell(value) for value in row] for row in _values(table))
 
 
 def write_arrow(rows: Rows, stream: IO[bytes]) -> None:
@@ -107,32 +107,41 @@ def is_plan(rows: Rows) -> bool:
 def _values(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     """Rows as Python values, a batch in memory at a time; maps as dicts."""
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        columns = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
-        yield from zip(*columns, strict=True)
+        yield from values_of(batch)
+
+
+def values_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    """The rows of a batch as Python values; maps as dicts."""
+    columns = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
+    yield from zip(*columns, strict=True)
 
 
 def _objects(table: pa.Table) -> Iterator[dict[str, Any]]:
-    names = _distinct(table.column_names)
+    names = distinct(table.column_names)
     for row in _values(table):
         yield {name: plain(value) for name, value in zip(names, row, strict=True)}
 
 
-def _csv_cell(value: object) -> Any:
+def csv_cell(value: object) -> Any:
+    """A value as a cell: blobs are base64, lists and structs are JSON."""
     simple = plain(value)
     if isinstance(simple, list | dict):
         return json.dumps(simple, ensure_ascii=False, allow_nan=False)
     return simple
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """Names made distinct by a number, as an object cannot hold one twice."""
-    seen: dict[str, int] = {}
-    distinct = []
+    taken, found = set(names), []
+    seen: set[str] = set()
     for name in names:
-        count = seen.get(name, 0)
-        seen[name] = count + 1
-        distinct.append(name if count == 0 else f"{name}_{count}")
-    return distinct
+        free = name
+        if name in seen:
+            free = next(f"{name}_{n}" for n in count(1) if f"{name}_{n}" not in taken)
+            taken.add(free)
+        seen.add(name)
+        found.append(free)
+    return found
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from nvpstore.query.asking import Asking, Here, in_batches, no_rows
 from nvpstore.query.bound import check_binds
 from nvpstore.query.early import enough_rows_of
 from nvpstore.query.explain import plan_table
-from nvpstore.query.index import whole_of
+from nvpstore.query.index import Whole, whole_of
 from nvpstore.query.limits import Limits
 from nvpstore.query.measured import TOTALS, Measured
 from nvpstore.query.parse import Mode, PlanFormat, Query, binder_error, parse
@@ -152,32 +152,36 @@ def _planned(request: Request) -> Iterator[_Asked]:
         SCHEDULER.query(),
         ALLOTMENT.share(orders.limits, con) as share,
         _deadline(con, orders.cancel, seconds),
-        _asking(request, con, orders, seconds) as asking,
     ):
         index = whole_of(request.snapshot, con)
-        names = {task.name for task in index.tasks}
-        query = parse(
-            request.sql,
-            names,
-            params=request.params,
-            tables=given.keys(),
-            views=request.views,
-            saved=load_views(con, request.snapshot),
-        )
-        query = query if request.explain is None else _as_explain(query, request.explain)
+        query = _parsed(request, con, index, given)
         register_tables(con, given)
-        if request.children is not None:
-            for name, table in given.items():
+        with _asking(request, con, orders, seconds) as asking:
+            for name, table in given.items() if request.children is not None else ():
                 asking.register(name, table)
-        check_binds(asking, query, list(index.tasks))
-        query = with_texts(
-            query, index.tasks, lambda task, texts: _operators(request).embed_texts(task, texts)
-        )
-        number = request.snapshot.number
-        plan = build_plan(query, con=con, index=index, snapshot_number=number, asking=asking)
-        yield _Asked(
-            request=request, asking=asking, query=query, plan=improve(plan), orders=orders, share=share
-        )
+            check_binds(asking, query, list(index.tasks))
+            query = with_texts(
+                query, index.tasks, lambda task, texts: _operators(request).embed_texts(task, texts)
+            )
+            number = request.snapshot.number
+            plan = build_plan(query, con=con, index=index, snapshot_number=number, asking=asking)
+            yield _Asked(
+                request=request, asking=asking, query=query, plan=improve(plan), orders=orders, share=share
+            )
+
+
+def _parsed(
+    request: Request, con: duckdb.DuckDBPyConnection, index: Whole, given: Mapping[str, pa.Table]
+) -> Query:
+    query = parse(
+        request.sql,
+        {task.name for task in index.tasks},
+        params=request.params,
+        tables=given.keys(),
+        views=request.views,
+        saved=load_views(con, request.snapshot),
+    )
+    return query if request.explain is None else _as_explain(query, request.explain)
 
 
 @contextmanager
