@@ -176,12 +176,32 @@ class TestProcess:
         warnings = [json.loads(line) for line in logged.splitlines() if '"warning"' in line]
         assert "there are no keys" in warnings[0]["message"]
 
+    def test_sigterm_during_a_request_lets_it_end(self, environment: dict[str, str]) -> None:
+        body = b'{"sql": "SELECT count(*) AS n FROM videos"}'
+        head = (
+            "POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        with self.server(environment, "--workers", "0") as (process, port):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as caller:
+                caller.sendall(head.encode() + body[:5])
+                # Answered on another connection: by then it has begun.
+                assert get(port, "/healthz") == {"status": "alive"}
+                process.send_signal(signal.SIGTERM)
+                assert refused_soon(port)
+                caller.sendall(body[5:])
+                answer = read_to_end(caller)
+            process.communicate(timeout=60)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"n"' in answer
+        assert process.returncode == 0
+
     def test_a_second_signal_ends_it_at_once(self, environment: dict[str, str]) -> None:
         with self.server(environment, "--workers", "0") as (process, port):
             caller = socket.create_connection(("127.0.0.1", port))
             body = "POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{"
             caller.sendall(body.encode())
-            # Answered on another connection, it has been read by then.
+            # Answered on another connection: by then it has begun.
             assert get(port, "/healthz") == {"status": "alive"}
             process.send_signal(signal.SIGTERM)
             assert refused_soon(port)
@@ -216,6 +236,13 @@ class TestProcess:
         """Where the keys of the archive will be."""
         archive = open_micro(environment["NVP_ARCHIVE"], Path(environment["NVP_CACHE"]))
         return Path(environment["NVP_STATE"]) / archive.log.archive_id / "keys.sqlite"
+
+
+def read_to_end(caller: socket.socket) -> bytes:
+    parts = []
+    while part := caller.recv(65_536):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def children_of(pid: int) -> list[int]:
