@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from nvpstore.api.jobs.job import Job
+from nvpstore.api.jobs.queue import QueueFull
 from nvpstore.api.jobs.requests import IngestJob, Kept
 from nvpstore.api.service.models import VideoByUri, VideoFields
 from nvpstore.api.service.problems import Refused
@@ -35,6 +36,8 @@ M = TypeVar("M", bound=BaseModel)
 async def take_upload(request: Request, service: Service, caller: Caller, key: str | None) -> Job:
     """Receive a form with a video, and queue it. Nothing of it stays where that does not work out."""
     settings = service.settings
+    if key is None:  # with one, it may be a job that waits already
+        await run_in_threadpool(_check_room, service)
     upload = await receive_form(
         request,
         folder=settings.spool_dir / new_attempt(),
@@ -119,6 +122,16 @@ def under_roots(uri: str, roots: Iterable[str]) -> str:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _check_room(service: Service) -> None:
+    """Raises QueueFull: better now than once gigabytes have been sent."""
+    waiting = sum(many for (_, state), many in service.queue.counts().items() if state == "queued")
+    if waiting >= service.settings.waiting_jobs:
+        raise QueueFull(
+            f"{waiting} jobs wait, the most that may: try again later",
+            retry_after_seconds=service.queue.lease_seconds,
+        )
 
 
 def _submit(

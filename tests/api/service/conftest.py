@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from nvpstore.api.service.app import create_app
 from nvpstore.api.service.state import Service
 from tests.api.service.served import again, service_over, serving
-from tests.conftest import Micro
+from tests.conftest import Micro, open_micro
 
 ADDED_TAGS = {"camera": "yard", "draft": "yes"}
 
@@ -27,6 +27,13 @@ def service(micro: Micro, clip: Path, tmp_path_factory: pytest.TempPathFactory) 
     archive = micro.copy(folder)
     archive.add(clip, tags=ADDED_TAGS, name="square", keep_source="copy")
     return service_over(archive, folder / "state")
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """Over an archive without videos: a module whose tests need none takes it for its `service`."""
+    folder = tmp_path_factory.mktemp("empty")
+    return service_over(open_micro(folder / "archive", folder / "cache", create=True), folder / "state")
 
 
 @pytest.fixture(scope="session")

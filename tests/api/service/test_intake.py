@@ -11,10 +11,16 @@ from fastapi.testclient import TestClient
 
 from nvpstore.api.service.intake import under_roots
 from nvpstore.api.service.problems import Refused
+from nvpstore.api.service.state import Service
 from tests.api.service.served import service_behind
 
 ROOTS = ("/srv/videos", "s3://camera-1/2026", "https://cameras.example/clips/")
 Fresh = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="module")
+def service(empty: Service) -> Service:
+    return empty
 
 
 @pytest.mark.parametrize(

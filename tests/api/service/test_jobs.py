@@ -20,10 +20,13 @@ from nvpstore.api.service import events
 from nvpstore.api.service.state import Service
 from tests.api.service.served import again, service_behind, serving
 
-pytestmark = pytest.mark.slow  # one fit
-
 Fresh = Callable[..., TestClient]
 UNKNOWN = "01M7YGENEA4WME18CAPTYWDMBT"
+
+
+@pytest.fixture(scope="module")
+def service(empty: Service) -> Service:
+    return empty
 
 
 def queue_of(client: TestClient) -> JobQueue:

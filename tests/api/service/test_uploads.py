@@ -37,6 +37,11 @@ CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY.decode()}"
 PLENTY = BodyLimits(most_bytes=1 << 30, stall_seconds=30)
 
 
+@pytest.fixture(scope="module")
+def service(empty: Service) -> Service:
+    return empty
+
+
 def part(name: str, data: bytes, *, filename: str | None = None, more: str = "") -> bytes:
     said = f'Content-Disposition: form-data; name="{name}"'
     if filename is not None:
@@ -337,6 +342,17 @@ class TestConnections:
         with connected(url, f"Content-Length: {10**12}\r\n") as connection:
             assert status_of(connection) == 413
         assert spool(service) == []
+
+    def test_a_queue_that_is_full_is_told_before_any_byte(self, service: Service, tmp_path: Path) -> None:
+        own = again(service, tmp_path / "state", waiting_jobs=1)
+        own.queue.submit("ingest", {}, owner="somebody")
+        with serving(own) as url:
+            with connected(url, "Content-Length: 500000\r\n") as connection:
+                assert status_of(connection) == 429
+            with connected(url, "Content-Length: 500000\r\nIdempotency-Key: once\r\n") as connection:
+                connection.sendall(part("file", b"x", filename="a.mp4"))
+                assert eventually(lambda: len(spool(own)) == 1)
+        assert eventually(lambda: spool(own) == [])
 
     def test_a_body_without_a_size_is_cut_off_where_it_is_too_large(self, small: tuple[Service, str]) -> None:
         service, url = small
