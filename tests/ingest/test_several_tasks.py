@@ -71,7 +71,8 @@ def test_each_gets_the_routes_that_it_can_have(
     }
     versions = {name: archive.task(name)["version"] for name in TASKS}
     (terms,) = joined
-    assert {term.version for term in terms} == {versions["looks"], versions["signs"]}
+    assert {term.version for term in terms} == {versions[name] for name in ("looks", "signs", "moves")}
+    assert [term.clips is not None for term in terms] == [False, False, True]
     for table, rows in (("looks", FRAMES), ("signs", 2 * FRAMES), ("tiny", 2 * FRAMES), ("moves", 2 * 3)):
         assert archive.sql(f"SELECT count(*) FROM {table}").fetchall() == [(rows,)]
     measured = archive.sql(

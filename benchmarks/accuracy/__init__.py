@@ -1,0 +1,1 @@
+"""How right answers are that come from what is stored, against ground truth and at equal bytes."""

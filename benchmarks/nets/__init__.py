@@ -1,0 +1,1 @@
+"""Reduced-width nets of four families, trained on the labelled world, so that accuracy can be measured."""

@@ -1,0 +1,117 @@
+"""python -m benchmarks.nets FOLDER [NET …] [--clips 160] [--frames 240] [--share 1.0] [--device auto]: train
+the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
+
+Writes FOLDER/<net>.safetensors and FOLDER/nets.json; killed, it goes on where it was. `--share` trains fewer
+steps. The nets see the `train` split (its photographs, its pairs of shape and script) and never the `test`
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy.answers import accuracy, from_outputs
+from benchmarks.machine import write_result
+from benchmarks.nets.families import FAMILIES, Family
+from benchmarks.nets.footage import Footage, footage
+from benchmarks.nets.lessons import middle
+from benchmarks.nets.training import SEED, train
+from nvpstore.tasks.registry import LoadedTask, load
+from nvpstore.tasks.weights import digest_of
+
+TEST_CLIPS = 8
+TEST_EVERY = 8  # frames; clips of actions lie side by side
+AT_ONCE = 16
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nets", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("nets", nargs="*", metavar="NET", help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("--clips", type=int, default=160)
+    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    args = parser.parse_args(arguments)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    seen = footage(args.folder / "footage", split="train", clips=args.clips, frames=args.frames)
+    fresh = footage(args.folder / "footage", split="test", clips=TEST_CLIPS, frames=args.frames)
+    for name in args.nets or list(FAMILIES):
+        family = FAMILIES[name]
+        steps = max(1, round(family.steps * args.share))
+        done = train(name, family, seen, args.folder, device=device, steps=steps, told=_tell)
+        row = {
+            "net": name,
+            "kind": family.kind,
+            "model": family.model,
+            "parameters": sum(p.numel() for p in done.model.net.parameters()),
+            "steps": steps,
+            "batch": family.batch,
+            "loss": done.loss,
+            "seconds": done.seconds,
+            "clips": args.clips,
+            "frames": args.frames,
+            "seed": SEED,
+            "test_clips": TEST_CLIPS,
+            "test_score": test_score(trained(name, family, args.folder, device), family, fresh),
+        }
+        _tell(f"{name}: {row['test_score']:.3f} on source frames of unseen clips")
+        _keep(args.folder / "nets.json", row)
+
+
+def trained(name: str, family: Family, folder: Path, device: str = "cpu") -> LoadedTask:
+    """The net as a task, from the weights in `folder`."""
+    weights = folder / f"{name}.safetensors"
+    return load(family.spec(name, weights_sha256=digest_of(weights)), device, find=lambda _: weights)
+
+
+@torch.inference_mode()
+def test_score(task: LoadedTask, family: Family, clips: Footage) -> float:
+    """The mean accuracy over units of all clips."""
+    each = [
+        accuracy(family, answer, told)
+        for x, truth in _units(task, clips)
+        for answer, told in zip(
+            from_outputs(task, task.backbone.whole(x.to(task.backbone.device))), truth, strict=True
+        )
+    ]
+    return sum(each) / len(each)
+
+
+def _units(task: LoadedTask, clips: Footage) -> Any:
+    clip = task.spec.clip
+    for number in range(clips.clips):
+        if clip is None:
+            units = [[frame] for frame in range(0, clips.frames, TEST_EVERY)]
+        else:
+            starts = range(0, clips.frames - clip.span + 1, clip.span)
+            units = [list(range(start, start + clip.span, clip.stride)) for start in starts]
+        for first in range(0, len(units), AT_ONCE):
+            some = units[first : first + AT_ONCE]
+            rgb = torch.cat([clips.at(number, frames) for frames in some])
+            yield task.spec.prepare(rgb), [clips.truth[number][middle(frames)] for frames in some]
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _keep(path: Path, row: dict[str, Any]) -> None:
+    """One file of all nets trained so far."""
+    rows = json.loads(path.read_text())["nets"] if path.exists() else []
+    rows = [*(other for other in rows if other["net"] != row["net"]), row]
+    write_result(path, {"question": "nets", "nets": rows})
+
+
+if __name__ == "__main__":
+    main()

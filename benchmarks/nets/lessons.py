@@ -1,0 +1,132 @@
+"""What each kind of net learns from: batches drawn from footage, and the loss of published training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.nets.families import BEGIN, CAPTION_TOKENS, END, PAD, VOCABULARY, Family
+from benchmarks.nets.footage import Footage
+from benchmarks.world import HEIGHT, WIDTH, FrameTruth
+from nvpstore.tasks.backbones.model import Model
+from nvpstore.tasks.spec import TaskSpec
+from nvpstore.types import TaskKind
+
+JITTER = 0.25  # of brightness and contrast
+_WORD = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """Units ready for the backbone, and what is true of each. `flipped`: left and right are exchanged."""
+
+    x: Tensor
+    truth: Sequence[FrameTruth]
+    flipped: Sequence[bool]
+
+
+def draw(footage: Footage, family: Family, spec: TaskSpec, chance: random.Random) -> Lesson:
+    """A batch of frames, or of clips, anywhere in the footage; flipped, lighter or darker."""
+    pictures, truth, flipped = [], [], []
+    for _ in range(family.batch):
+        clip = chance.randrange(footage.clips)
+        frames = _unit(footage.frames, spec, chance)
+        flip = chance.random() < 0.5
+        rgb = footage.at(clip, frames)
+        pictures.append(_varied(rgb.flip(-1) if flip else rgb, chance))
+        truth.append(footage.truth[clip][middle(frames)])
+        flipped.append(flip)
+    return Lesson(x=spec.prepare(torch.cat(pictures)), truth=truth, flipped=flipped)
+
+
+def middle(frames: Sequence[int]) -> int:
+    """The frame that a clip is about: half of it comes before."""
+    return frames[len(frames) // 2]
+
+
+def _unit(frames: int, spec: TaskSpec, chance: random.Random) -> Sequence[int]:
+    if spec.clip is None:
+        return [chance.randrange(frames)]
+    start = chance.randrange(frames - spec.clip.span + 1)
+    return range(start, start + spec.clip.span, spec.clip.stride)
+
+
+def _varied(rgb: Tensor, chance: random.Random) -> Tensor:
+    light, contrast = (1 + chance.uniform(-JITTER, JITTER) for _ in range(2))
+    mean = rgb.mean()
+    return ((rgb - mean) * contrast + mean * light).clamp(0, 255)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def _classes(model: Model, lesson: Lesson, family: Family) -> Tensor:
+    wanted = [family.labels.index(told.label) for told in lesson.truth]
+    return F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
+
+
+def _actions(model: Model, lesson: Lesson, family: Family) -> Tensor:
+    wanted = [family.labels.index(told.action) for told in lesson.truth]
+    return F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
+
+
+def _objects(model: Model, lesson: Lesson, family: Family) -> Tensor:
+    """Hungarian matching, classes, L1 and generalised IoU, in every decoder layer (Carion et al., 2020)."""
+    net: Any = model.net
+    mask = torch.ones(len(lesson.x), *lesson.x.shape[2:], dtype=torch.long, device=lesson.x.device)
+    labels = [
+        boxes_of(told, family, flip=flip, device=lesson.x.device)
+        for told, flip in zip(lesson.truth, lesson.flipped, strict=True)
+    ]
+    loss: Tensor = net(pixel_values=lesson.x, pixel_mask=mask, labels=labels).loss
+    return loss
+
+
+def _captions(model: Model, lesson: Lesson, family: Family) -> Tensor:
+    net: Any = model.net
+    tokens = _on(lesson.x, [tokens_of(told.caption) for told in lesson.truth])
+    said = tokens.masked_fill(tokens == PAD, -100)
+    loss: Tensor = net(
+        pixel_values=lesson.x, input_ids=tokens, attention_mask=(tokens != PAD).long(), labels=said
+    ).loss
+    return loss
+
+
+LOSSES: Mapping[TaskKind, Callable[[Model, Lesson, Family], Tensor]] = {
+    "classification": _classes,
+    "action": _actions,
+    "detection": _objects,
+    "caption": _captions,
+}
+
+
+def tokens_of(sentence: str) -> list[int]:
+    """Ids of a caption, padded to CAPTION_TOKENS."""
+    ids = [BEGIN, *(_WORD[word] for word in sentence.split()), END]
+    return ids + [PAD] * (CAPTION_TOKENS - len(ids))
+
+
+def boxes_of(
+    told: FrameTruth, family: Family, *, flip: bool, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """A frame's objects as DETR wants them: classes, and boxes as centre and size in fractions."""
+    corners = torch.tensor([box[1:] for box in told.boxes]).reshape(-1, 4)
+    corners = corners / torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    if flip:
+        corners = torch.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], dim=1)
+    low, high = corners[:, :2], corners[:, 2:]
+    classes = torch.tensor([family.labels.index(box[0]) for box in told.boxes], dtype=torch.long)
+    return {
+        "class_labels": classes.to(device),
+        "boxes": torch.cat([(low + high) / 2, high - low], dim=1).to(device),
+    }
+
+
+def _on(x: Tensor, values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, device=x.device)
