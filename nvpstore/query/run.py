@@ -180,6 +180,7 @@ def _parsed(
         tables=given.keys(),
         views=request.views,
         saved=load_views(con, request.snapshot),
+        con=con,
     )
     return query if request.explain is None else _as_explain(query, request.explain)
 

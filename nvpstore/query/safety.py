@@ -125,11 +125,14 @@ def _extractor() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
 
 
-def check_extracted(sql: str) -> None:
+def check_extracted(sql: str, con: duckdb.DuckDBPyConnection | None = None) -> None:
     """Raises QueryError unless DuckDB itself reads the generated `sql` as exactly one SELECT."""
     try:
-        with _extracting:  # a connection is not for two threads at once
-            statements = _extractor().extract_statements(sql)
+        if con is not None:
+            statements = con.extract_statements(sql)
+        else:
+            with _extracting:  # a connection is not for two threads at once
+                statements = _extractor().extract_statements(sql)
     except duckdb.Error as cause:
         raise QueryError(f"DuckDB cannot read the query: {str(cause).splitlines()[0]}") from cause
     kinds = [statement.type for statement in statements]

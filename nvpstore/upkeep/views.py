@@ -85,5 +85,5 @@ def _check(snapshot: Snapshot, name: str, sql: str, *, reserved: Collection[str]
         check_table_name(name, what="view", tasks=names, taken=promised)
         if name not in saved and len(saved) >= MAX_VIEWS:
             raise UsageError(f"view {name}: an archive has at most {MAX_VIEWS} views, as this one has")
-        query = parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql})
+        query = parse(f"SELECT * FROM {name}", names, saved={**saved, name: sql}, con=con)
         check_binds(Here(con), query, tasks)
