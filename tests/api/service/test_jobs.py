@@ -281,10 +281,11 @@ class TestEvents:
         answer = httpx2.get(f"{url}/v1/jobs/{job.id}/events", headers={"Last-Event-ID": number})
         assert answer.status_code == 422
 
+    @pytest.mark.slow
     def test_many_listeners_leave_the_server_free_for_others(self, followed: tuple[JobQueue, str]) -> None:
         queue, url = followed
         job = submitted(queue)
-        listeners = 100
+        listeners = 60
         opened = threading.Semaphore(0)
         ends: list[str] = []
 
