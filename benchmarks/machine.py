@@ -61,7 +61,7 @@ def _memory_bytes() -> int | None:
 
 
 def _is_modified() -> bool | None:
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return None if status is None else bool(status)
 
 
