@@ -36,10 +36,10 @@ FLAGS = (
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
 )
-PATIENCE = 30_000  # milliseconds; the machine may be busy
+PATIENCE = 90_000  # milliseconds; the machine may be busy
 FIT_PATIENCE = 240_000
 # What Chromium says of every answer that is no success, wanted or not.
-_ANSWERED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
+_ANSWERED = re.compile(r"Failed to load resource: the server responded with a status of (4\d\d|503)")
 
 
 # Remembers every line of progress that is shown, however shortly.
@@ -225,13 +225,11 @@ class TestVideos:
             _open(page, "#/jobs")
             expect(page.get_by_text("No jobs.")).to_be_visible()
 
-    def test_a_server_that_is_gone_is_said_and_tried_again(self, page: Page, server: Serving) -> None:
+    def test_a_server_that_cannot_answer_is_said_and_tried_again(self, page: Page) -> None:
         _open(page, "#/jobs")
         page.route("**/v1/videos?*", lambda route: route.fulfill(
             status=503, content_type="application/problem+json", body='{"detail": "the store is away"}'
         ))  # fmt: skip
-        errors: list[str] = []
-        page.on("console", lambda message: errors.append(message.text))
         _open(page)
         expect(page.get_by_role("alert")).to_contain_text("the store is away")
         page.unroute("**/v1/videos?*")
@@ -313,7 +311,7 @@ class TestQuery:
         rows = page.get_by_role("region", name="Rows of the query")
         expect(rows.locator("tbody tr")).to_have_count(16 + 7)
         expect(rows.locator("thead")).to_contain_text("score")
-        expect(page.get_by_text("23 rows")).to_be_visible()
+        expect(page.locator("main .hint").last).to_contain_text("23 rows, ")
 
     def test_shows_pictures(self, page: Page) -> None:
         _open(page, "#/query")
