@@ -175,16 +175,14 @@ def _told(progress: QueryProgress) -> Answered:
 
 def _write(stream: Stream, path: Path) -> int:
     """Writes all rows as Parquet; returns how many. Raises QueryError for more than ANSWER_BYTES."""
-    rows = 0
     with path.open("wb") as file:
         first: pa.RecordBatch = next(stream)
+        rows = int(first.num_rows)
         writer = FORMATS["parquet"].writer(first.schema)
-        file.write(writer.begin())
-        file.write(writer.batch(first))
-        rows += first.num_rows
+        file.write(writer.begin() + writer.batch(first))
         for batch in stream:
             file.write(writer.batch(batch))
-            rows += batch.num_rows
+            rows += int(batch.num_rows)
             if file.tell() > ANSWER_BYTES:
                 raise QueryError(f"the answer has more than {ANSWER_BYTES} bytes: ask for less at once")
         file.write(writer.end(Notes(skipped=stream.skipped, warnings=stream.warnings)))

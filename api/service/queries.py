@@ -101,7 +101,7 @@ class PlanAnswer(Answer):
     warnings: list[str]
 
 
-_FORMS = {form.media_type: {} for form in FORMATS.values() if form.name != "json"}
+_FORMS: dict[str, dict[str, Any]] = {form.media_type: {} for form in FORMATS.values() if form.name != "json"}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     406: {"model": Problem, "description": "no form that `Accept` takes"},
     422: {"model": Problem, "description": "the SQL is wrong, or reaches for more than it may"},

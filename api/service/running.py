@@ -236,8 +236,9 @@ async def _gone(receive: Receive) -> None:
 async def _unless(gone: asyncio.Future[None], wanted: Coroutine[Any, Any, Piece | None]) -> Piece | None:
     """What `wanted` gives. Raises CallerGone where the caller goes away before."""
     getting = asyncio.ensure_future(wanted)
+    either: set[asyncio.Future[Any]] = {getting, gone}
     try:
-        await asyncio.wait({getting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
             raise CallerGone
         return getting.result()

@@ -62,11 +62,11 @@ class _Family:
 
     def serve(self) -> None:
         while True:
-            ready, _, _ = select.select([self._control, self._ends], [], [])
+            ready, _, _ = select.select([self._control.fileno(), self._ends], [], [])
             self._reap()
             if self._ends in ready:
                 os.read(self._ends, PACKET_BYTES)
-            if self._control in ready and not self._obey():
+            if self._control.fileno() in ready and not self._obey():
                 return
 
     def _obey(self) -> bool:
