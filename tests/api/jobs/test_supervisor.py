@@ -24,7 +24,7 @@ from nvpstore.archive import Archive
 from tests.api.conftest import write_clip
 
 SECONDS = 600.0  # nothing here takes so long, on any machine
-FRAMES = 48  # two segments: it is killed within the second
+FRAMES = 48  # several segments: it is killed when the first is done
 LEASE_SECONDS = 3.0
 
 
