@@ -22,7 +22,7 @@ SKIPPING = "SELECT * FROM labels(route := 'adapter', on_error := 'skip')"
 QUERIES = (
     "SELECT * FROM videos ORDER BY video_id",
     LABELS,
-    "SELECT frame, image FROM frames(stride := 8) ORDER BY frame",
+    "SELECT video_id, frame, image FROM frames(stride := 8) ORDER BY ALL",
     "SELECT tags, [1, 2] AS list, {'a': 1.5, 'b': NULL} AS pair, encode('é') AS b FROM videos ORDER BY ALL",
     "SELECT 1::DECIMAL(9, 3) AS d, DATE '2026-05-01' AS day, INTERVAL 2 DAY AS span, 'nan'::FLOAT AS n",
     "SELECT label FROM labels WHERE score > 2",

@@ -90,6 +90,7 @@ def browser() -> Iterator[Browser]:
     found = os.environ.get("NVP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium (NVP_CHROMIUM names one)")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=found, args=list(FLAGS))
         yield browser
