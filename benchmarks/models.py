@@ -1,12 +1,12 @@
 """python -m benchmarks.models [TASK …] [--units 1] [--out FILE]: every built-in model at full size: its cuts,
 the equality of its tails with the whole, and what it costs in four ways.
 
-Weights are drawn at random but for `labels` (cost and equality do not hang on them), and every row says so.
-GFLOPs are 2 × MAC of one unit (a picture, or a clip with all its pictures decoded): the backbone alone, full
-decode + backbone, partial decode + adapter + tail, and the tail alone. The pair is the cheapest that routing
-would look at (tail of 10 to 50 % of the backbone, adapter of at most 1 % of its parameters, stage past the
-stem); which pair an archive really uses is decided by CKA on its frames. Two codecs: `demo` on 640×272 and
-`hnerv-1.5m` on 1280×640.
+Weights are drawn at random where no package brings them (cost and equality do not hang on them), and every
+row says so. GFLOPs are 2 × MAC of one unit (a picture, or a clip with all its pictures decoded): the backbone
+alone, full decode + backbone, partial decode + adapter + tail, and the tail alone. The pair is the cheapest
+that routing would look at (tail of 10 to 50 % of the backbone, adapter of at most 1 % of its parameters,
+stage past the stem); which pair an archive really uses is decided by CKA on its frames. Two codecs: `demo` on
+640×272 and `hnerv-1.5m` on 1280×640.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nvpstore.codec.build import Architecture, build_architecture, find_preset, 
 from nvpstore.errors import TaskError
 from nvpstore.routing.select import ADAPTER_SHARE, adapter_gflops, adapter_parameters, worthwhile_cuts
 from nvpstore.tasks.recipes import RECIPES
-from nvpstore.tasks.registry import LoadedTask, builtin_spec, load, spec_of
+from nvpstore.tasks.registry import LoadedTask, builtin_spec, load, packaged_weights, spec_of
 from nvpstore.types import RGB_STAGE
 
 SEED = 0
@@ -68,7 +68,7 @@ def measured(name: str, units: int) -> dict[str, Any]:
 
 
 def load_full_size(name: str) -> LoadedTask:
-    if name == "labels":
+    if packaged_weights(RECIPES[name].provider, RECIPES[name].model) is not None:
         return load(builtin_spec(name))
     return load(spec_of(name, RECIPES[name], weights_sha256="", options={"seed": SEED}))
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from nvpstore.batches.work import PartDone, WorkPart
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
+from nvpstore.engine.choice import EngineName, made_engine
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.exports import ExportSummary, Picture, export_excerpt, export_original, export_whole, told
 from nvpstore.query.attached import attach_views
@@ -23,6 +27,7 @@ from nvpstore.query.children import Children
 from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.limits import Limits
 from nvpstore.query.parse import PlanFormat
+from nvpstore.query.part import answer_part, work_left
 from nvpstore.query.progress import OnProgress
 from nvpstore.query.request import Request
 from nvpstore.query.result import Result
@@ -47,6 +52,8 @@ from nvpstore.upkeep.views import drop_view, save_view
 from nvpstore.video.source import probe
 
 if TYPE_CHECKING:
+    from nvpstore.batches.driver import BatchEstimate, BatchReport, Question
+    from nvpstore.batches.driver import OnProgress as OnBatch
     from nvpstore.ingest.adding import KeepAdded
     from nvpstore.ingest.estimate import Estimate
     from nvpstore.ingest.pipeline import IngestProgress, KeepSource
@@ -480,6 +487,59 @@ class Archive:
         asked = replace(request(self.catalog.snapshot()), explain=plan_format)
         return execute(replace(asked, cancel=cancel, seconds=seconds, children=children))
 
+    def batch(
+        self,
+        query: str,
+        out: str | Path,
+        *,
+        engine: EngineName = "local",
+        workers: int = 1,
+        partition_by: Sequence[str] = (),
+        incremental: bool = False,
+        progress: OnBatch | None = None,
+    ) -> BatchReport:
+        """Run one SELECT over everything and write its rows as Parquet under `out`, exactly once.
+
+        Answers are computed by `workers` (processes, or Ray actors) and stored as all queries find them; so a
+        batch that was killed goes on, and later queries compute nothing again. `partition_by` columns make
+        folders. A finished batch again is no work; with `incremental` the rows of videos that came since are
+        added, for which the statement needs a column `video_id`. Raises UsageError where `out` holds
+        something else, where answers are not kept, or for an engine that is not installed.
+        """
+        from nvpstore.batches.driver import run_batch
+        from nvpstore.batches.output import Output
+
+        return run_batch(
+            query,
+            self._question(workers, here=engine == "local" and workers == 1),
+            Output(open_store(str(out))),
+            made_engine(engine, workers=workers),
+            workers=workers,
+            scratch=self.catalog.folder / "batches",
+            partition_by=partition_by,
+            incremental=incremental,
+            on_progress=progress,
+        )
+
+    def estimate_batch(
+        self,
+        query: str,
+        *,
+        workers: int = 1,
+        frames_a_second: float | None = None,
+        price_an_hour: float | None = None,
+    ) -> BatchEstimate:
+        """What `batch` would take: frames, bytes, GFLOPs; time and money by what one worker does and costs.
+
+        Computes and writes nothing.
+        """
+        from nvpstore.batches.driver import estimate_batch
+
+        left = self._question(workers, here=True).left(query)
+        return estimate_batch(
+            left, workers=workers, frames_a_second=frames_a_second, price_an_hour=price_an_hour
+        )
+
     def attach(self, con: duckdb.DuckDBPyConnection) -> tuple[str, ...]:
         """Add the views `videos segments tasks routes` to a DuckDB connection of the caller's, as of now.
 
@@ -614,6 +674,47 @@ class Archive:
 
         return on
 
+    def _question(self, workers: int, *, here: bool) -> Question:
+        from nvpstore.batches.driver import Question
+
+        share = replace(
+            self.settings,
+            threads=max(1, self.settings.threads // workers),
+            memory_bytes=max(64 << 20, self.settings.memory_bytes // workers),
+        )
+
+        def answer(sql: str) -> Callable[[WorkPart], PartDone]:
+            if here:
+                return partial(self.answer_part, sql)
+            return partial(_answer_elsewhere, self.store.root, share, sql)
+
+        return Question(
+            left=lambda sql: work_left(self._asked_now(sql)),
+            stream=lambda sql: execute_stream(self._asked_now(sql)),
+            videos=self._attempts,
+            answer=answer,
+        )
+
+    def answer_part(self, query: str, part: WorkPart) -> PartDone:
+        """Compute and store what a query asks of some segments: a worker's share of a batch."""
+        began = time.monotonic()
+        measured = answer_part(self._asked_now(query), part.keys)
+        return PartDone(
+            number=part.number,
+            decoded_frames=measured.frames,
+            answered_frames=measured.answered_frames,
+            seconds=time.monotonic() - began,
+        )
+
+    def _asked_now(self, query: str) -> Request:
+        make = self._request(query, params=None, tables=None, views=None, progress=None)
+        return make(self.catalog.snapshot())
+
+    def _attempts(self) -> dict[str, str]:
+        """All videos with the attempt that is in force."""
+        rows = self.catalog.snapshot().ask("SELECT video_id, attempt FROM idx.store.videos", {})
+        return {row["video_id"]: row["attempt"] for row in rows}
+
     def _written(self, video_id: str, tasks: Sequence[str], *, new: bool) -> VideoSummary:
         if not new:
             self._check_routes(self.catalog.snapshot(), video_id, tasks)
@@ -701,3 +802,13 @@ def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
         writes=settings.answers == "on",
         found_bytes=Limits(memory_bytes=settings.memory_bytes).found_bytes,
     )
+
+
+@cache
+def _opened(root: str, settings: Settings) -> Archive:
+    """A worker process's archive, opened once."""
+    return Archive(open_store(root), settings)
+
+
+def _answer_elsewhere(root: str, settings: Settings, query: str, part: WorkPart) -> PartDone:
+    return _opened(root, settings).answer_part(query, part)

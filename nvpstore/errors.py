@@ -78,3 +78,7 @@ class JobCancelled(NvpError):
 
 class QueryTimeout(QueryError):
     """A query ran longer than it may."""
+
+
+class WorkerLost(NvpError):
+    """Workers of a batch ended again and again on the same part of it."""

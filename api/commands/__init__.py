@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvpstore.api.commands import archive, ingest, query, results, service, tasks, videos, views
+from nvpstore.api.commands import archive, batch, ingest, query, results, service, tasks, videos, views
 
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
@@ -11,6 +11,7 @@ COMMANDS = (
     ingest.add_ingest,
     ingest.add_fit,
     query.add_sql,
+    batch.add_batch,
     videos.add_ls,
     videos.add_show,
     videos.add_tag,

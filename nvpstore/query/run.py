@@ -44,7 +44,7 @@ def execute(request: Request) -> Result:
     Raises QueryError, RouteError, and the step's own error where a step fails; QueryError after
     `settings.query_seconds` or once `cancel` is set.
     """
-    with _planned(request) as asked:
+    with planned(request) as asked:
         return _run(asked) if asked.query.mode == "rows" else _explained(asked)
 
 
@@ -78,13 +78,13 @@ class Stream(Iterator[pa.RecordBatch]):
         return tuple(self._skipped)
 
     def _stream(self, request: Request) -> Generator[pa.RecordBatch, None, None]:
-        with _planned(request) as asked:
+        with planned(request) as asked:
             self.plan, self._skipped = asked.plan, asked.plan.skipped
             self._warnings += asked.query.warnings
             if asked.query.mode != "rows":
                 yield from in_batches(_explained(asked).arrow(), STREAM_ROWS)
                 return
-            with _runner(asked, self._warnings) as runner:
+            with runner_of(asked, self._warnings) as runner:
                 self._skipped = runner.skipped
                 streams = asked.plan.streams and asked.plan.steps.num_rows
                 yield from (_by_step if streams else _at_the_end)(asked, runner)
@@ -100,7 +100,7 @@ def execute_stream(request: Request) -> Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class Asked:
     """A query ready to run on its own connection, with its share of the memory."""
 
     request: Request
@@ -142,7 +142,7 @@ def _orders(request: Request) -> Orders:
 
 
 @contextmanager
-def _planned(request: Request) -> Iterator[_Asked]:
+def planned(request: Request) -> Iterator[Asked]:
     """The query planned on a locked connection that is its own while the block runs; its deadline runs."""
     orders, settings = _orders(request), request.settings
     given = given_tables(request.tables)
@@ -165,7 +165,7 @@ def _planned(request: Request) -> Iterator[_Asked]:
             )
             number = request.snapshot.number
             plan = build_plan(query, con=con, index=index, snapshot_number=number, asking=asking)
-            yield _Asked(
+            yield Asked(
                 request=request, asking=asking, query=query, plan=improve(plan), orders=orders, share=share
             )
 
@@ -216,7 +216,7 @@ def _operators(request: Request) -> Operators:
 
 
 @contextmanager
-def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
+def runner_of(asked: Asked, warnings: list[str]) -> Iterator[Runner]:
     """Who carries out the query; `warnings` gets what is said of stored answers."""
     request = asked.request
     answers = request.answers
@@ -239,7 +239,7 @@ def _runner(asked: _Asked, warnings: list[str]) -> Iterator[Runner]:
             TOTALS.add(measured)
 
 
-def _explained(asked: _Asked) -> Result:
+def _explained(asked: Asked) -> Result:
     """What EXPLAIN of a query answers; with ANALYZE the query runs."""
     plan, plan_format, answers = asked.plan, asked.query.plan_format, asked.request.answers
     left = None if answers is None else answers.left(plan, asked.orders.check)
@@ -258,9 +258,9 @@ def _explained(asked: _Asked) -> Result:
     )
 
 
-def _run(asked: _Asked) -> Result:
+def _run(asked: Asked) -> Result:
     warnings = list(asked.query.warnings)
-    with _runner(asked, warnings) as runner:
+    with runner_of(asked, warnings) as runner:
         measured = runner.measured
         runner.run(enough_rows_of(asked.asking, asked.query, asked.plan))
         with measured.timed("duckdb"):
@@ -274,7 +274,7 @@ def _run(asked: _Asked) -> Result:
     )
 
 
-def _by_step(asked: _Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
+def _by_step(asked: Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
     """What each step's rows give, as it is done; first of all a batch of no rows that tells the columns."""
     yield no_rows(asked.finish(runner.relations()).schema)
     with closing(runner.tables()) as steps:
@@ -284,7 +284,7 @@ def _by_step(asked: _Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
                 yield from (batch for batch in batches if batch.num_rows)
 
 
-def _at_the_end(asked: _Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
+def _at_the_end(asked: Asked, runner: Runner) -> Iterator[pa.RecordBatch]:
     """What the rows of all steps give."""
     runner.run(enough_rows_of(asked.asking, asked.query, asked.plan))
     yield from asked.finish_in_batches(runner.relations())

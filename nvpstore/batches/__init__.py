@@ -1,0 +1,1 @@
+"""Questions over everything: answers computed by many workers, one result written once."""
