@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nvpstore.api.jobs import run
+from nvpstore.api.jobs.failures import described
 from nvpstore.api.jobs.job import Job, JobKind
 from nvpstore.api.jobs.queue import JobQueue
 from nvpstore.api.jobs.requests import FitJob, IngestJob, TrainJob
@@ -21,7 +22,7 @@ from nvpstore.api.jobs.run import Stopped, progress_json, run_job
 from nvpstore.api.progress import ProgressLike
 from nvpstore.api.service.settings import ServiceSettings
 from nvpstore.archive import Archive
-from nvpstore.errors import NotFound, SourceError, TaskError, UsageError
+from nvpstore.errors import NotFound, SourceError, StoreError, TaskError, UsageError
 from nvpstore.ingest.pipeline import IngestProgress
 from tests.api.conftest import write_clip
 
@@ -282,8 +283,9 @@ class TestFits:
 
         path = upload("clip.mp4")
         monkeypatch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StoreError, match="No space left") as failed:
             runner("ingest", uploaded(path, preset="micro"))
+        assert (described(failed.value).status, described(failed.value).retry) == (507, True)
 
 
 def test_two_runs_on_one_machine_do_the_work_once(
