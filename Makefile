@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests that need a CUDA device are left out by name where there is none, so that a skip is always a failure.
-MARKS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo 'not gpu')
+# Tests that need a CUDA device, or Chromium, are left out by name where there is none, so that a skip is always a
+# failure.
+NO_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 || echo 'not gpu')
+NO_BROWSER := $(shell for name in "$$NVP_CHROMIUM" chromium google-chrome; do \
+	command -v "$$name" >/dev/null && exit; done; echo 'not browser')
+MARKS ?= $(if $(and $(NO_GPU),$(NO_BROWSER)),$(NO_GPU) and $(NO_BROWSER),$(NO_GPU)$(NO_BROWSER))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lint types layers docs bench soak pins clean

@@ -20,7 +20,7 @@ from nvpstore.api.service.middleware import CONTENT_POLICY
 from tests.api.conftest import Nvp, write_clip
 from tests.serving import Serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 GOLDEN = Path(__file__).parents[2] / "golden/format-1/archive"
 FITTED = "golden.mp4"
