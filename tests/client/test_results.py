@@ -88,7 +88,7 @@ class TestResult:
 
 class TestExplain:
     def test_is_the_local_plan(self, remote: RemoteArchive, local: Archive) -> None:
-        far, near = remote.sql(LABELS), local.sql(LABELS)
+        far, near = remote.sql(LABELS), local.sql(f"EXPLAIN {LABELS}")
         assert far.explain() == near.explain()
         assert far.explain_dict() == near.explain_dict()
         assert not far.computed
