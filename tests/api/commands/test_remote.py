@@ -76,7 +76,7 @@ def test_videos_go_in_and_out(remote: Remote, tmp_path: Path) -> None:
     assert [row["name"] for row in remote.json("ls")] == ["hall", "square"]
     fitted = remote.json("fit", "--videos", "name = 'hall'", "--preset", "micro")
     assert [(row["name"], row["frames"]) for row in fitted] == [("hall", 9)]
-    again = remote.json("ingest", str(clip), "--preset", "micro")
+    again = remote.json("ingest", str(clip), "--preset", "micro", "--name", "hall")
     assert again["already_stored"] is True
     assert remote.json("tag", "hall", "site=north")["tags"] == {"camera": "hall", "site": "north"}
     assert remote.json("export", "hall", str(tmp_path / "out.mp4"))["frames"] == 9
