@@ -31,7 +31,7 @@ from tests.conftest import Micro
 from tests.query.test_hostile import DEAF, GREEDY, REFUSED, table
 
 ROWS = "SELECT frame, rank, label, score FROM labels WHERE rank <= 2 AND video_id = $id ORDER BY frame, rank"
-STREAMED = "SELECT frame, label, score FROM labels WHERE rank = 1 AND video_id = $id"
+STREAMED = "SELECT frame, label, score FROM labels WHERE rank = 1"
 
 
 def ask(server: str, sql: str, **options: Any) -> httpx2.Response:
@@ -209,21 +209,29 @@ class TestGoingAway:
         _wait_until(lambda: SCHEDULER.running == 0)
         assert ALLOTMENT.granted_bytes == 0
 
-    def test_between_two_batches_nothing_more_is_decoded(
-        self, server: str, fitted: str, monkeypatch: pytest.MonkeyPatch
+    def test_between_two_batches_the_query_ends(
+        self, service: Service, server: str, fitted: str, added: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        slowed = Slowed()
-        monkeypatch.setattr(TorchOperators, "decode", slowed.decode)
-        body = {"sql": STREAMED, "params": {"id": fitted}}
-        slowed.go_on(1)
+        slowed = Slowed(max(fitted, added))
+        for name in ("fetch", "source"):
+            monkeypatch.setattr(TorchOperators, name, slowed.waiting(getattr(TorchOperators, name)))
+        before = _cancelled(service)
+        body = {"sql": STREAMED}
         with httpx2.stream("POST", f"{server}/v1/query", json=body, headers=_lines(), timeout=60) as answer:
             next(answer.iter_lines())
-            _wait_until(lambda: slowed.begun == 2)
-        # The connection is closed; the second segment's decode is under way, and goes on to its end.
+            _wait_until(lambda: slowed.begun == 1)
+        # The connection is closed; what is being read of the second video is read to its end.
         time.sleep(0.3)
-        slowed.go_on(9)
+        slowed.go_on()
         _wait_until(lambda: SCHEDULER.running == 0)
-        assert slowed.begun == 2
+        assert slowed.begun == 1
+        _wait_until(lambda: _cancelled(service) == before + 1)
+
+
+def _cancelled(service: Service) -> float:
+    """Queries that were cancelled so far."""
+    found = service.metrics.registry.get_sample_value("nvp_query_seconds_count", {"outcome": "cancelled"})
+    return found or 0.0
 
 
 def _lines() -> dict[str, str]:
@@ -231,74 +239,80 @@ def _lines() -> dict[str, str]:
 
 
 class Slowed:
-    """Decodes of an archive, each of which waits until it may."""
+    """Reads of one video, each of which waits until it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, video_id: str) -> None:
         self.begun = 0
-        self._may = threading.Semaphore(0)
-        self._decode: Callable[..., Any] = TorchOperators.decode
+        self._video_id = video_id
+        self._may = threading.Event()
 
-    def go_on(self, times: int) -> None:
-        self._may.release(times)
+    def go_on(self) -> None:
+        self._may.set()
 
-    @property
-    def decode(self) -> Callable[..., Any]:
-        def waiting(operators: TorchOperators, *arguments: Any) -> Any:
-            self.begun += 1
-            assert self._may.acquire(timeout=30)
-            return self._decode(operators, *arguments)
+    def waiting(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(operators: Any, snapshot: Any, video_id: str, *rest: Any) -> Any:
+            if video_id == self._video_id:
+                self.begun += 1
+                assert self._may.wait(timeout=30)
+            return real(operators, snapshot, video_id, *rest)
 
-        return waiting
+        return wait
 
 
 class TestBreakingOff:
     @pytest.fixture
-    def broken(self, server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-        """Its second segment cannot be read."""
-        fetch = TorchOperators.fetch
+    def rows(self, fitted: str, added: str) -> int:
+        """Of the video that comes first."""
+        return 40 if fitted < added else 12
 
-        def half(operators: Any, snapshot: Any, video_id: str, segment: int, stage: str) -> Any:
-            if segment == 1:
-                raise IntegrityError("bytes differ")
-            return fetch(operators, snapshot, video_id, segment, stage)
+    @pytest.fixture
+    def broken(self, server: str, fitted: str, added: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Its second video cannot be read."""
+        second = max(fitted, added)
 
-        monkeypatch.setattr(TorchOperators, "fetch", half)
+        def half(real: Callable[..., Any]) -> Callable[..., Any]:
+            def read(operators: Any, snapshot: Any, video_id: str, *rest: Any) -> Any:
+                if video_id == second:
+                    raise IntegrityError("bytes differ")
+                return real(operators, snapshot, video_id, *rest)
+
+            return read
+
+        for name in ("fetch", "source"):
+            monkeypatch.setattr(TorchOperators, name, half(getattr(TorchOperators, name)))
         return server
 
     @pytest.mark.parametrize("accept", list(FORMATS))
-    def test_an_ordinary_client_notices(self, broken: str, fitted: str, accept: str) -> None:
+    def test_an_ordinary_client_notices(self, broken: str, accept: str) -> None:
         with pytest.raises(httpx2.RemoteProtocolError):
-            ask(broken, STREAMED, params={"id": fitted}, accept=accept)
+            ask(broken, STREAMED, accept=accept)
 
-    def test_another_ordinary_client_notices(self, broken: str, fitted: str) -> None:
-        found = _half(broken, fitted, "ndjson")
-        *rows, last = found.decode().splitlines()
-        assert len(rows) == 30
+    def test_another_ordinary_client_notices(self, broken: str, rows: int) -> None:
+        *lines, last = _half(broken, "ndjson").decode().splitlines()
+        assert len(lines) == rows
         assert "bytes differ" in json.loads(last)["error"]["detail"]
 
-    def test_json_ends_in_the_error(self, broken: str, fitted: str) -> None:
-        found = json.loads(_half(broken, fitted, "json"))
-        assert len(found["rows"]) == 30
+    def test_json_ends_in_the_error(self, broken: str, rows: int) -> None:
+        found = json.loads(_half(broken, "json"))
+        assert len(found["rows"]) == rows
         assert found["error"]["error"] == "IntegrityError"
         assert "skipped" not in found
 
-    def test_what_cannot_be_read_may_be_left_out(self, broken: str, fitted: str) -> None:
+    def test_what_cannot_be_read_may_be_left_out(self, broken: str, rows: int) -> None:
         sql = STREAMED.replace("labels", "labels(on_error := 'skip')")
         for accept in FORMATS:
-            found = ask(broken, sql, params={"id": fitted}, accept=accept)
+            found = ask(broken, sql, accept=accept)
             assert found.status_code == 200
             if accept in ("csv", "ndjson"):
                 assert found.headers["x-nvp-skipped"] == "1"
-                assert len(found.text.splitlines()) == (31 if accept == "csv" else 30)
+                assert len(found.text.splitlines()) == rows + (accept == "csv")
 
 
-def _half(server: str, video_id: str, accept: str) -> bytes:
+def _half(server: str, accept: str) -> bytes:
     """What arrives of an answer that breaks off, by another client."""
-    host = server.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=60)
-    body = json.dumps({"sql": STREAMED, "params": {"id": video_id}})
+    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)
     headers = {"Content-Type": "application/json", "Accept": FORMATS[accept].media_type}  # type: ignore[index]
-    connection.request("POST", "/v1/query", body=body, headers=headers)
+    connection.request("POST", "/v1/query", body=json.dumps({"sql": STREAMED}), headers=headers)
     with pytest.raises(http.client.IncompleteRead) as error:
         connection.getresponse().read()
     connection.close()
@@ -332,12 +346,12 @@ class TestTogether:
 
 
 class TestPlans:
-    def test_as_json(self, server: str, service: Service, fitted: str) -> None:
-        found = ask(server, STREAMED, params={"id": fitted}, path="/v1/query/explain")
-        expected = service.archive.explain(STREAMED, params={"id": fitted}, plan_format="json")
+    def test_as_json(self, server: str, service: Service) -> None:
+        found = ask(server, STREAMED, path="/v1/query/explain")
+        expected = service.archive.explain(STREAMED, plan_format="json")
         document = json.loads(expected.arrow()["plan"][0].as_py())
         assert found.json() == {**document, "warnings": []}
-        assert found.json()["scans"][0]["frames"] == 40
+        assert found.json()["scans"][0]["frames"] == 52
 
     def test_as_text(self, server: str, service: Service) -> None:
         sql = "SELECT label FROM labels WHERE rank = 1"
@@ -349,9 +363,9 @@ class TestPlans:
         found = ask(server, "EXPLAIN SELECT label FROM labels")
         assert found.json()["rows"][0] == {"plan": "Query"}
 
-    def test_with_what_it_took(self, server: str, fitted: str) -> None:
+    def test_with_what_it_took(self, server: str) -> None:
         sql = f"EXPLAIN ANALYZE {STREAMED}"
-        found = ask(server, sql, params={"id": fitted}, path="/v1/query/explain")
+        found = ask(server, sql, path="/v1/query/explain")
         assert found.json()["measured"]["frames_decoded"]
 
     def test_what_is_wrong_is_refused(self, server: str) -> None:
