@@ -61,7 +61,11 @@ def test_every_setting_has_a_variable() -> None:
 @pytest.mark.parametrize(("variable", "text"), [
     ("NVP_WORKERS", "-1"), ("NVP_WORKERS", "many"), ("NVP_UPLOAD_LIMIT", "0"), ("NVP_UPLOAD_LIMIT", "much"),
     ("NVP_UPLOAD_DURATION", "nan"), ("NVP_UPLOAD_DURATION", "-5"), ("NVP_UPLOAD_PIXELS", "0"),
-    ("NVP_WORKER_MEMORY", "1MB"), ("NVP_UPLOAD_STALL", "0"), ("NVP_QUEUE_LIMIT", "1.5"), ("NVP_QUERIES_AT_ONCE", "0"), ("NVP_SHUTDOWN_GRACE", "0"),
+    ("NVP_WORKER_MEMORY", "1MB"),
+    ("NVP_UPLOAD_STALL", "0"),
+    ("NVP_QUEUE_LIMIT", "1.5"),
+    ("NVP_QUERIES_AT_ONCE", "0"),
+    ("NVP_SHUTDOWN_GRACE", "0"),
 ])  # fmt: skip
 def test_malformed_variables_are_named(variable: str, text: str) -> None:
     with pytest.raises(UsageError, match=variable):
