@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from nvpstore import __version__
 from nvpstore.api.service import clips, console, frames, health, jobs, queries, tasks, videos
+from nvpstore.api.service.description import describe_problems
 from nvpstore.api.service.health import Readiness
 from nvpstore.api.service.middleware import Streams, add_middleware
 from nvpstore.api.service.problems import Problem, add_handlers
@@ -40,4 +41,5 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(room.router, prefix=PREFIX)
     app.include_router(health.router)
     app.include_router(console.router)
+    app.openapi = describe_problems(app)  # type: ignore[method-assign]
     return app
