@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 # The longest first, so that none is left alone in the end. Scales are of the counts that a soak has.
 SCALES = {
     "kill": 0.1, "media": 0.08, "flips": 0.1, "faults": 0.1, "race": 0.4, "rm": 0.07, "cli": 0.2, "gets": 0.1,
+    "load": 0.05,
 }  # fmt: skip
 ON_S3 = {"faults", "gets"}
 SECONDS = 600
@@ -120,6 +121,12 @@ def _damaged(result: dict[str, Any]) -> None:
     assert len(result["workers"]) == 2
 
 
+def _loaded(result: dict[str, Any]) -> None:
+    for answers in ("answers_on", "answers_off"):
+        assert result[answers]["answered"] > 0
+        assert result[answers]["others"] == 0
+
+
 _CHECKS = {
     "kill": _killed,
     "media": _damaged,
@@ -129,4 +136,5 @@ _CHECKS = {
     "rm": _erased,
     "cli": _commanded,
     "gets": _counted,
+    "load": _loaded,
 }
