@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nvpstore.api.service.problems import Refused
 
 BODY_BYTES = 1 << 20  # of requests that are no uploads
+MOST_HEADERS = 100
 BODY_SECONDS = 30.0  # until all of such a body is there
 # Whoever watches a server asks it by its address.
 NAMELESS = frozenset({"/healthz", "/readyz"})
@@ -25,7 +26,8 @@ _CLOSE = {"Connection": "close"}
 
 
 class HostGuard:
-    """Refuses requests for other hosts, and what another site's page sends from somebody's browser.
+    """Refuses requests for other hosts, what another site's page sends from somebody's browser, and what can
+    be read in two ways.
 
     With `hosts` (names without port) only these are served, so that no page of another site reaches this
     server under a name of its own (DNS rebinding). Empty: any well-formed name.
@@ -37,6 +39,7 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
+            _check_framing(headers)
             host = self._host(headers, known=scope["path"] not in NAMELESS)
             if scope["method"] not in SAFE_METHODS:
                 _check_origin(headers, host)
@@ -57,6 +60,19 @@ class HostGuard:
                 "others)",
             )
         return given[0].lower()
+
+
+def _check_framing(headers: Headers) -> None:
+    """What a proxy in front and this server could read as two different requests (RFC 9112, section 6.3)."""
+    if len(headers) > MOST_HEADERS:
+        raise Refused(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"{len(headers)} headers: at most {MOST_HEADERS} are read",
+            headers=_CLOSE,
+        )
+    lengths, chunked = headers.getlist("content-length"), headers.getlist("transfer-encoding")
+    if len(lengths) > 1 or (lengths and chunked):
+        raise Refused(HTTPStatus.BAD_REQUEST, "a body has one Content-Length, or is chunked", headers=_CLOSE)
 
 
 def _check_origin(headers: Headers, host: str | None) -> None:

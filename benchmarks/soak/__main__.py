@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.soak.outcome import Options, Outcome
 
 # A module a run, named alike but for the protocol, whose own module the simulation is.
-RUNS = ("protocol", "kill", "race", "rm", "cli", "flips", "faults", "gets", "media", "load")
+RUNS = ("protocol", "kill", "race", "rm", "cli", "flips", "faults", "gets", "media", "load", "hostile")
 MODULES = {"protocol": "exhaustive"}
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -235,13 +235,14 @@ def served(root: str, folder: Path, answers: str) -> Iterator[tuple[str, int]]:
         text=True,
     )
     try:
-        yield _address(process), process.pid
+        yield address_of(process), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
-def _address(process: subprocess.Popen[str]) -> str:
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where a server that was started with its output piped says that it serves."""
     assert process.stdout is not None, "it is a pipe"
     until = time.monotonic() + STARTS_WITHIN_SECONDS
     for line in process.stdout:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 # The longest first, so that none is left alone in the end. Scales are of the counts that a soak has.
 SCALES = {
     "kill": 0.1, "media": 0.08, "flips": 0.1, "faults": 0.1, "race": 0.4, "rm": 0.07, "cli": 0.2, "gets": 0.1,
-    "load": 0.05,
+    "load": 0.05, "hostile": 1.0,
 }  # fmt: skip
 ON_S3 = {"faults", "gets"}
 SECONDS = 600
@@ -127,6 +127,11 @@ def _loaded(result: dict[str, Any]) -> None:
         assert result[answers]["others"] == 0
 
 
+def _refused(result: dict[str, Any]) -> None:
+    assert result["attempts"] == result["refused"] >= 60
+    assert result["by_group"].keys() == {"keys", "scopes", "sql", "places", "bodies", "headers"}
+
+
 _CHECKS = {
     "kill": _killed,
     "media": _damaged,
@@ -137,4 +142,5 @@ _CHECKS = {
     "cli": _commanded,
     "gets": _counted,
     "load": _loaded,
+    "hostile": _refused,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from nvpstore.api.service.guards import HostGuard
+from nvpstore.api.service.problems import Refused
 from nvpstore.errors import StoreError
 from tests.api.service.small import audited, bearer, service_behind, small_client
 
@@ -212,3 +215,27 @@ class TestAudit:
         monkeypatch.setattr(type(service_behind(client).audit), "write", full)
         assert client.delete(VIDEO).status_code == 200
         assert [r.levelname for r in caplog.records if "audit log" in r.getMessage()] == ["CRITICAL"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("Content-Length", "2"), ("Transfer-Encoding", "chunked")], 400),
+        ([("Content-Length", "2"), ("Content-Length", "3")], 400),
+        ([(f"X-{i}", "1") for i in range(150)], 431),
+    ],
+    ids=["length and chunks", "two lengths", "too many"],
+)
+def test_what_can_be_read_in_two_ways_is_refused(headers: list[tuple[str, str]], status: int) -> None:
+    async def never(*_: object) -> None:
+        raise AssertionError("a route was reached")
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/videos",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+    }
+    with pytest.raises(Refused) as refused:
+        asyncio.run(HostGuard(never, hosts=())(scope, never, never))
+    assert refused.value.status == status
