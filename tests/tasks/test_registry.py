@@ -58,7 +58,7 @@ def test_unknown_tasks_and_providers_are_named_with_those_there_are() -> None:
 
 def test_available_tasks_say_their_kind_and_cuts_also_where_weights_are_absent() -> None:
     paper = {"resnet50", "clip_rn50", "vit_b16", "slowfast_r50", "i3d_r50", "detr_r50", "blip_caption"}
-    assert set(available()) == {"labels", "segment_lraspp", "depth_small", *paper}
+    assert set(available()) == {"labels", "look", "segment_lraspp", "depth_small", *paper}
     described = {task["name"]: task for task in describe_available()}
     assert described["labels"]["version"] == builtin_spec("labels").version
     assert described["labels"]["cuts"] == len(load(builtin_spec("labels")).backbone.cuts)
