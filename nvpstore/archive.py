@@ -690,8 +690,8 @@ class Archive:
 
         return Question(
             left=lambda sql: work_left(self._asked_now(sql)),
-            stream=lambda sql: execute_stream(self._asked_now(sql)),
-            videos=self._attempts,
+            stream=self._stream_of_videos,
+            videos=lambda: _attempts(self.catalog.snapshot()),
             answer=answer,
         )
 
@@ -710,10 +710,11 @@ class Archive:
         make = self._request(query, params=None, tables=None, views=None, progress=None)
         return make(self.catalog.snapshot())
 
-    def _attempts(self) -> dict[str, str]:
-        """All videos with the attempt that is in force."""
-        rows = self.catalog.snapshot().ask("SELECT video_id, attempt FROM idx.store.videos", {})
-        return {row["video_id"]: row["attempt"] for row in rows}
+    def _stream_of_videos(self, query: str) -> tuple[Iterator[pa.RecordBatch], dict[str, str]]:
+        """The rows of a query, and the videos that there were then."""
+        snapshot = self.catalog.snapshot()
+        make = self._request(query, params=None, tables=None, views=None, progress=None)
+        return execute_stream(make(snapshot)), _attempts(snapshot)
 
     def _written(self, video_id: str, tasks: Sequence[str], *, new: bool) -> VideoSummary:
         if not new:
@@ -802,6 +803,12 @@ def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:
         writes=settings.answers == "on",
         found_bytes=Limits(memory_bytes=settings.memory_bytes).found_bytes,
     )
+
+
+def _attempts(snapshot: Snapshot) -> dict[str, str]:
+    """All videos with the attempt that is in force."""
+    rows = snapshot.ask("SELECT video_id, attempt FROM idx.store.videos", {})
+    return {row["video_id"]: row["attempt"] for row in rows}
 
 
 @cache

@@ -87,11 +87,11 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """How an archive is asked: what is left of a statement, its rows in batches, all videos' attempts by id,
-    and what a worker does with a part."""
+    """How an archive is asked: what is left of a statement, its rows in batches with the attempts of all
+    videos that they are of, these attempts alone, by id, and what a worker does with a part."""
 
     left: Callable[[str], WorkLeft]
-    stream: Callable[[str], Iterator[pa.RecordBatch]]
+    stream: Callable[[str], tuple[Iterator[pa.RecordBatch], dict[str, str]]]
     videos: Callable[[], dict[str, str]]
     answer: Callable[[str], Callable[[WorkPart], PartDone]]
 
@@ -136,14 +136,17 @@ def run_batch(
         parts = divide(left.work, workers=workers)
         done = _compute(engine, question.answer(asked), parts, on_progress)
         scratch.mkdir(parents=True, exist_ok=True)
+        # Of one state: a video that comes now is in both, rows and manifest, or in neither.
+        batches, answered = question.stream(asked)
+        if manifests:
+            answered = {video: answered[video] for video in new if video in answered}
         with TemporaryDirectory(dir=scratch) as folder:
             rows, columns, files = output.write(
-                question.stream(asked),
+                batches,
                 attempt=new_attempt(),
                 folder=Path(folder),
                 partition_by=partition_by,
             )
-        answered = {**videos} if not manifests else {video: videos[video] for video in new}
         manifest = next_run(
             manifests,
             {

@@ -155,6 +155,32 @@ def test_a_driver_killed_while_it_computes_goes_on(
     same(rows_of(tmp_path / "out"), ordered(archive.sql(SQL).arrow()))
 
 
+def test_a_video_that_comes_while_it_computes_is_there_once(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = clip(tmp_path, frames=7, name="7.mp4")
+    write = Output.write
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        archive.add(late)
+        return write(*arguments, **named)
+
+    answer_part = Archive.answer_part
+
+    def before_rows(own: Archive, query: str, part: Any) -> Any:
+        own.add(late)
+        return answer_part(own, query, part)
+
+    for patched, what in ((Output, "write"), (Archive, "answer_part")):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, what, meanwhile if what == "write" else before_rows)
+            archive.batch(SQL, tmp_path / what)
+        archive.batch(SQL, tmp_path / what, incremental=True)
+        same(rows_of(tmp_path / what), ordered(archive.sql(SQL).arrow()))
+        archive.erase("7.mp4")
+        archive.drop_results()
+
+
 def test_two_at_once_do_not_write_the_same_place(archive: Archive, tmp_path: Path) -> None:
     with (
         Output(open_store(str(tmp_path / "out"))).alone(),
