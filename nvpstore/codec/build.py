@@ -19,6 +19,7 @@ CodecKind = Literal["hnerv", "nerv"]
 POSITIONAL_BASE = 1.25  # NeRV eq. 1: γ(t) = (sin(b⁰πt), cos(b⁰πt), …, cos(b^{l−1}πt))
 POSITIONAL_LEVELS = 40
 NERV_HIDDEN = 512
+LEAST_SHARE = 0.25  # of the steps that a segment would take if all of its frames were distinct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,19 @@ class Preset:
         if len(self.kernels) != n or len(self.width_profile) != n + 1:
             raise ValueError(f"preset {self.name}: needs {n} kernels and {n + 1} widths")
 
-    def epochs_for(self, frames: int) -> int:
-        """Epochs that a segment of `frames` is fitted for at most."""
-        return max(self.epochs, math.ceil(self.least_steps / math.ceil(frames / self.batch_frames)))
+    @property
+    def alike_rms(self) -> float:
+        """How much frames that show the same may differ (root mean square of 0 … 1): a fifth of the error
+        that the target allows, so that learning one for the other costs at most 0.2 dB. Without a target, a
+        quarter of an 8-bit level.
+        """
+        return 0.25 / 255 if self.target_psnr is None else 10 ** (-self.target_psnr / 20) / 5
+
+    def epochs_for(self, frames: int, *, distinct: int | None = None) -> int:
+        """Epochs that a segment of `frames`, so many of them `distinct`, is fitted for at most."""
+        steps = self.epochs * math.ceil(frames / self.batch_frames)
+        least = max(self.least_steps, LEAST_SHARE * steps)
+        return max(self.epochs, math.ceil(least / math.ceil((distinct or frames) / self.batch_frames)))
 
 
 def budget_share(frames: int, full: int) -> float:
@@ -125,8 +136,8 @@ PRESETS: dict[str, Preset] = {
             min_width=8,
             max_segment_frames=160,
             epochs=40,
-            least_steps=700,
-            batch_frames=4,
+            least_steps=1400,
+            batch_frames=2,
             learning_rate=4e-3,
         ),
         # For tests: a fit takes at most two seconds.

@@ -7,66 +7,33 @@ orders of magnitude. Adam, linear warm-up, cosine to zero, gradients clipped.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvpstore.codec.balance import BALANCE_EVERY, LOSS_SCALE, Balance, Weighed, moved_views
 from nvpstore.codec.build import Architecture, Preset
+from nvpstore.codec.checkpoint import read_state, write_state
 from nvpstore.codec.hnerv import Decoder, Encoder, nerv_times, on_device
 from nvpstore.codec.qat import RoundedWeights
+from nvpstore.codec.terms import JointTerm, TermLosses, TermsFactory
 from nvpstore.errors import CodecError
 from nvpstore.types import RGB_STAGE
 
-LOSS_SCALE = 100.0  # raw gradients are so small that Adam's epsilon and the clipping norm would miss them
-VIEW_ZOOM = 0.8
-BALANCE_EVERY = 8  # steps between two measurements of the terms' gradient norms
-BALANCE_MEMORY = 0.9
 CLIP_EVERY = 4  # steps between two clips of a term: each is several frames that are decoded besides
 RATE_WEIGHT = 2.0  # of a rate that is twice its budget, beside the reconstruction's own loss
 STEP_RATE = 10.0  # times the learning rate: logarithms of steps have further to go than weights
-CHECKPOINT_SECONDS = 15.0
+CHECKPOINT_SECONDS = 15.0  # of work that a kill may cost
+RETRIES = (1.0, 0.3, 0.1)  # of the learning rate: at first, and each time that a fit diverged
+LAYOUT = 2  # of a checkpoint; a fit begins anew where another release wrote it
 assert BALANCE_EVERY % CLIP_EVERY == 0, "a clip's gradient is measured when all others are"
-
-TermLosses = tuple[Tensor, Tensor | None]  # feature term, task term
-Weighed = tuple[Tensor, Tensor]  # a loss, and the shallowest tapped stage that it was computed from
-
-
-class JointTerm(Protocol):
-    """What a task adds to a fit. Frames are positions within the segment.
-
-    A term of clips is asked about whole ones (their numbers, [b], in place of frames), the others about
-    those frames of a batch that they see.
-    """
-
-    stages: tuple[str, ...]
-    choice: str  # what the term connects, as text: with it a resumed fit makes the same term again
-    clips: Tensor | None  # int64 [n, t]: frames of each clip that it learns from
-
-    def parameters(self) -> Sequence[nn.Parameter]: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> object: ...
-
-    def sees(self, frames: Tensor) -> Tensor:
-        """Which of these frames the term is trained on, bool [b]."""
-        ...
-
-    def losses(self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool) -> TermLosses:
-        """(feature term, task term or None) for frames that the term sees, or for clips."""
-        ...
-
-    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool) -> TermLosses:
-        """The same for other views [b, 3, H, W] (0 … 1) of frames that the term sees."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +63,19 @@ class FittedSegment:
     seconds: float
 
 
-class TermsFactory(Protocol):
-    """Makes the terms of a fit from its decoder and latents; `choices` are those of an earlier run."""
-
-    def __call__(
-        self, decoder: Decoder, latents: Tensor, *, choices: Sequence[str] | None
-    ) -> Sequence[JointTerm]: ...
+class Diverged(Exception):
+    """The loss is no number any more."""
 
 
 class SegmentFit:
     """The state of one fit: networks, optimiser, position. Resumable from its checkpoint, exactly.
 
     `frames_tchw` float16 [t, 3, H, W] in 0 … 1 at coded size (a sixteenth of an 8-bit level exact).
+    `alike` int64 [runs]: how many frames each run of frames that show the same has (`alike_runs`; None: every
+    frame differs); an epoch sees one frame of each, drawn by chance, and all of a run get one latent.
     `terms_factory` is asked once, after `preset.feature_from` of the epochs, with the decoder and latents of
-    that moment: only then is there something to rank stages by.
+    that moment: only then is there something to rank stages by. `checkpoint` is written every
+    `checkpoint_seconds`, between any two steps.
     """
 
     def __init__(
@@ -118,47 +84,83 @@ class SegmentFit:
         arch: Architecture,
         preset: Preset,
         *,
+        alike: Tensor | None = None,
         terms_factory: TermsFactory | None = None,
         device: str = "cpu",
         seed: int = 0,
         checkpoint: Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.arch, self.preset, self.device, self.seed = arch, preset, device, seed
-        self.checkpoint = checkpoint
+        self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.terms_factory = terms_factory
+        self.mixed = device == "cuda"  # bfloat16 where it pays
         self.frames = frames_tchw.to(device, memory_format=torch.channels_last)
-        torch.manual_seed(seed)
-        self.decoder = on_device(Decoder(arch), device)
-        self.encoder = self._build_encoder()
         self.times = nerv_times(len(frames_tchw), torch.device(device))
+        self.runs = torch.ones(len(frames_tchw), dtype=torch.int64) if alike is None else alike
+        self.epochs = preset.epochs_for(len(self.frames), distinct=len(self.runs))
+        self.seconds, self._saved = 0.0, time.monotonic()
+        self._begin(attempt=0)
+
+    def _begin(self, *, attempt: int) -> None:
+        """Fresh networks, with the learning rate of this attempt."""
+        self.attempt = attempt
+        torch.manual_seed(self.seed)
+        self.decoder = on_device(Decoder(self.arch), self.device)
+        self.encoder = self._build_encoder()
         self.terms: tuple[JointTerm, ...] = ()
+        self._joined = False
         self.rounded: RoundedWeights | None = None
-        self.optimiser = torch.optim.Adam(
-            self._parameters(), lr=preset.learning_rate, betas=(0.9, preset.adam_beta2)
-        )
-        self.scales: dict[str, float] = {}
+        self.optimiser = self._build_optimiser()
+        self.balance = Balance(self.preset.joint_weights)
         self.chance = torch.Generator()
-        self.epochs = preset.epochs_for(len(frames_tchw))
-        self.step, self.epoch, self.seconds, self.psnr = 0, 0, 0.0, -math.inf
+        self.step, self.epoch, self.psnr = 0, 0, -math.inf
+        # Within the epoch: batches done, their squared error, and the state of chance to go on with.
+        self._batch, self._error = 0, torch.zeros((), device=self.device)
+        self._chance_state: Tensor | None = None
 
     def run(self, progress: Callable[[FitProgress], None] | None = None) -> FittedSegment:
-        """Train to the preset's target or budget. CodecError where the fit diverges."""
+        """Train to the preset's target or budget. CodecError where it diverges at every learning rate."""
         self._resume()
-        saved = time.monotonic()
+        while True:
+            try:
+                self._train(progress)
+                return self._fitted()
+            except Diverged as cause:
+                self._retry(cause)
+
+    def _train(self, progress: Callable[[FitProgress], None] | None) -> None:
+        before, began = self.seconds, time.monotonic()
         while self.epoch < self.epochs and not self._reached():
-            began = time.monotonic()
             self._join_terms()
             self._round_weights()
             self.run_epoch()
             self.epoch += 1
-            self.seconds += time.monotonic() - began
+            self.seconds = before + time.monotonic() - began
             if progress is not None:
-                progress(self._progress())
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                self._save()
-                saved = time.monotonic()
+                self._tell(progress)
         self._join_terms()
         self._save()
+
+    def _tell(self, progress: Callable[[FitProgress], None]) -> None:
+        try:
+            progress(self._progress())
+        except BaseException:
+            self._save()  # whoever is told may stop the fit: nothing of it is lost then
+            raise
+
+    def _retry(self, cause: Diverged) -> None:
+        """Begin anew with a lower learning rate, if there is one left."""
+        if self.attempt + 1 == len(RETRIES):
+            rates = ", ".join(f"{self.preset.learning_rate * share:g}" for share in RETRIES)
+            raise CodecError(
+                f"the fit diverged in epoch {self.epoch + 1} (its loss is no number): "
+                f"tried learning rates {rates}"
+            ) from cause
+        self._begin(attempt=self.attempt + 1)
+        self._save()
+
+    def _fitted(self) -> FittedSegment:
         latents = self.all_latents().cpu()
         return FittedSegment(
             arch=self.arch,
@@ -173,15 +175,25 @@ class SegmentFit:
 
     @torch.no_grad()
     def all_latents(self) -> Tensor:
-        """Latents [t, …] of all frames as the networks are now."""
-        order = torch.arange(len(self.frames), device=self.device)
-        return torch.cat([self._latents(part) for part in order.split(self.preset.batch_frames)]).float()
+        """Latents [t, …] of all frames as the networks are now: each run's first frame's."""
+        first = (self.runs.cumsum(0) - self.runs).to(self.device)
+        latents = torch.cat([self._latents(part) for part in first.split(self.preset.batch_frames)]).float()
+        return latents.repeat_interleave(self.runs.to(self.device), 0)
 
     def _build_encoder(self) -> Encoder | None:
         if self.arch.codec == "nerv":
             return None
         encoder = Encoder(self.arch.strides, self.preset.encoder_width, self.arch.latent_channels)
         return on_device(encoder, self.device)
+
+    def _build_optimiser(self) -> torch.optim.Optimizer:
+        betas = (0.9, self.preset.adam_beta2)
+        return torch.optim.Adam(self._parameters(), lr=self.learning_rate, betas=betas)
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest of the schedule."""
+        return self.preset.learning_rate * RETRIES[self.attempt]
 
     def _parameters(self) -> list[nn.Parameter]:
         encoder = [] if self.encoder is None else list(self.encoder.parameters())
@@ -191,11 +203,11 @@ class SegmentFit:
         return self.times[frames] if self.encoder is None else self.encoder(self.frames[frames].float())
 
     def _join_terms(self, choices: Sequence[str] | None = None) -> None:
-        if self.terms_factory is None or self.epoch < self._feature_epoch():
+        if self.terms_factory is None or self._joined or self.epoch < self._feature_epoch():
             return
         self.decoder.eval()
         self.terms = tuple(self.terms_factory(self.decoder, self.all_latents(), choices=choices))
-        self.terms_factory = None
+        self._joined = True
         self.decoder.train()
         for term in self.terms:
             self.optimiser.add_param_group({"params": list(term.parameters())})
@@ -219,27 +231,49 @@ class SegmentFit:
         return math.ceil(self.preset.feature_from * self.epochs)
 
     def run_epoch(self) -> None:
-        """One pass over all frames."""
-        # The order depends on seed and epoch alone, so that a resumed fit repeats an undisturbed one.
-        self.chance.manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.frames), generator=self.chance).to(self.device)
-        errors = [self._train_step(part.sort().values) for part in order.split(self.preset.batch_frames)]
-        squared = torch.stack(errors).sum().item() / len(self.frames)
-        if not math.isfinite(squared):
-            raise CodecError(f"the fit diverged in epoch {self.epoch + 1} (loss is not finite)")
+        """One pass over a frame of each run, or what is left of it."""
+        for part in self._order().split(self.preset.batch_frames)[self._batch :]:
+            self._error = self._error + self._train_step(part.sort().values)
+            self._batch += 1
+            if time.monotonic() - self._saved > self.checkpoint_seconds:
+                self._save()
+        squared = self._checked_error() / len(self.runs)
         self.psnr = -10 * math.log10(max(squared, 1e-12))
+        self._batch, self._error = 0, torch.zeros_like(self._error)
+
+    def _order(self) -> Tensor:
+        """The epoch's frames in the order in which they are seen."""
+        # It depends on seed and epoch alone, so that a resumed fit repeats an undisturbed one.
+        self.chance.manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.runs), generator=self.chance)
+        if len(self.runs) < len(self.frames):
+            drawn = (torch.rand(len(self.runs), generator=self.chance) * self.runs).long()
+            order = (self.runs.cumsum(0) - self.runs + drawn)[order]
+        order = order.to(self.device)
+        if self._chance_state is not None:
+            self.chance.set_state(self._chance_state)
+            self._chance_state = None
+        return order
+
+    def _checked_error(self) -> float:
+        error = self._error.item()
+        if not math.isfinite(error):
+            raise Diverged
+        return error
 
     def _train_step(self, frames: Tensor) -> Tensor:
         """One step; returns the batch's mean squared error × frames."""
         self._set_learning_rate()
         wanted = {RGB_STAGE, *(s for term in self.terms for s in term.stages)}
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
             taps = self.decoder.taps(self._latents(frames), sorted(wanted))
         height, width = self.arch.content_height, self.arch.content_width
         shown = taps[RGB_STAGE][:, :, :height, :width].float()
         reconstruction = F.mse_loss(shown, self.frames[frames][:, :, :height, :width].float())
         terms = {**dict(self._task_losses(taps, frames)), **dict(self._clip_losses())}
-        loss = self._weigh(reconstruction, taps, terms) + LOSS_SCALE * self._rate(reconstruction)
+        shared = taps[self._shallowest()] if terms else shown
+        loss = self.balance.weigh(reconstruction, shared, terms, step=self.step)
+        loss = loss + LOSS_SCALE * self._rate(reconstruction)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -277,7 +311,7 @@ class SegmentFit:
             drawn = torch.randint(len(term.clips), (1,), generator=self.chance)
             frames = term.clips[drawn[0]].to(self.device)
             stages = sorted({*term.stages, self._shallowest()})
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
                 taps = self.decoder.taps(self._latents(frames), stages)
             parts = {stage: taps[stage].float() for stage in term.stages}
             feature, task = term.losses(parts, drawn.to(self.device), with_task=self._with_task)
@@ -294,55 +328,19 @@ class SegmentFit:
 
         Every second frame alone is learned by heart; what lies between frames looks like such views.
         """
-        views = self._views(self.frames[frames].float())
         assert self.encoder is not None, "only an encoder can see a view"
+        views = moved_views(self.frames[frames].float(), self.chance)
         return term.view_losses(
             self.decoder.taps(self.encoder(views), term.stages), views, with_task=with_task
         )
 
-    def _views(self, frames_bchw: Tensor) -> Tensor:
-        """A random window of each frame, at least VIEW_ZOOM of its sides, at full size."""
-        chance = torch.rand(len(frames_bchw), 3, generator=self.chance).to(self.device)
-        zoom = VIEW_ZOOM + (1 - VIEW_ZOOM) * chance[:, 0]
-        windows = torch.zeros(len(frames_bchw), 2, 3, device=self.device)
-        windows[:, 0, 0] = windows[:, 1, 1] = zoom
-        windows[:, :, 2] = (1 - zoom[:, None]) * (2 * chance[:, 1:] - 1)
-        grid = F.affine_grid(windows, list(frames_bchw.shape), align_corners=False)
-        views = F.grid_sample(frames_bchw, grid, align_corners=False, padding_mode="border")
-        return views.contiguous(memory_format=torch.channels_last)
-
-    def _weigh(
-        self, reconstruction: Tensor, taps: Mapping[str, Tensor], terms: Mapping[str, Weighed]
-    ) -> Tensor:
-        """λ_recon·L_recon + Σ λ·s·L with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage."""
-        recon_weight, task_weight, feature_weight = self.preset.joint_weights
-        if terms and (self.step % BALANCE_EVERY == 0 or not terms.keys() <= self.scales.keys()):
-            self._balance((reconstruction, taps[self._shallowest()]), terms)
-        loss = LOSS_SCALE * recon_weight * reconstruction
-        for name, (value, _) in terms.items():
-            weight = task_weight if name.startswith("task") else feature_weight
-            loss = loss + LOSS_SCALE * weight * self.scales[name] * value
-        return loss
-
-    def _balance(self, reconstruction: Weighed, terms: Mapping[str, Weighed]) -> None:
-        def norm(weighed: Weighed) -> float:
-            loss, shared = weighed
-            (gradient,) = torch.autograd.grad(loss, shared, retain_graph=True)
-            return float(gradient.norm())
-
-        own = norm(reconstruction)
-        for name, weighed in terms.items():
-            ratio = own / max(norm(weighed), 1e-12)
-            before = self.scales.get(name, ratio)
-            self.scales[name] = BALANCE_MEMORY * before + (1 - BALANCE_MEMORY) * ratio
-
     def _set_learning_rate(self) -> None:
-        steps = self.epochs * math.ceil(len(self.frames) / self.preset.batch_frames)
+        steps = self.epochs * math.ceil(len(self.runs) / self.preset.batch_frames)
         done, warm = self.step / steps, self.preset.warmup
         cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, done - warm) / (1 - warm)))
         factor = (done + 1 / steps) / warm if done < warm else cosine
         for group in self.optimiser.param_groups:
-            group["lr"] = self.preset.learning_rate * min(factor, 1.0) * group.get("factor", 1.0)
+            group["lr"] = self.learning_rate * min(factor, 1.0) * group.get("factor", 1.0)
 
     def _reached(self) -> bool:
         """The target is met, and terms and rounding have had their share of the fit."""
@@ -366,38 +364,44 @@ class SegmentFit:
         )
 
     def _save(self) -> None:
+        self._saved = time.monotonic()
         if self.checkpoint is None:
             return
+        self._checked_error()  # what is no number must not be gone on with
         state = {
+            "layout": LAYOUT,
             "decoder": self.decoder.state_dict(),
             "encoder": None if self.encoder is None else self.encoder.state_dict(),
             "terms": [term.state_dict() for term in self.terms],
             "choices": [term.choice for term in self.terms],
             "rounded": self.rounded is not None,
             "optimiser": self.optimiser.state_dict(),
-            "scales": self.scales,
-            "position": (self.step, self.epoch, self.seconds, self.psnr),
+            "scales": self.balance.scales,
+            "position": (self.attempt, self.step, self.epoch, self.seconds, self.psnr),
+            "batch": (self._batch, self._error, self.chance.get_state()),
         }
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".part")
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        temporary.write_bytes(buffer.getvalue())  # torch's own writer hides a full disk in a RuntimeError
-        temporary.replace(self.checkpoint)  # a kill leaves the old checkpoint or the new one
+        write_state(self.checkpoint, state)
 
     def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        state = read_state(self.checkpoint, device=self.device)
+        if state is None or state.get("layout") != LAYOUT:
             return
-        state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
-        self.step, self.epoch, self.seconds, self.psnr = state["position"]
+        attempt, step, epoch, seconds, psnr = state["position"]
+        self._begin(attempt=attempt)
+        self.step, self.epoch, self.seconds, self.psnr = step, epoch, seconds, psnr
+        self._batch, self._error, chance_state = state["batch"]
+        self._chance_state = chance_state.cpu() if self._batch else None
         if state["choices"]:
             self._join_terms(state["choices"])
         if state["rounded"]:
             self._round_weights()
+        self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.decoder.load_state_dict(state["decoder"])
         if self.encoder is not None:
             self.encoder.load_state_dict(state["encoder"])
         for term, saved in zip(self.terms, state["terms"], strict=True):
             term.load_state_dict(saved)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.scales = dict(state["scales"])
+        self.balance.scales = dict(state["scales"])

@@ -55,6 +55,7 @@ class Backbone(ABC):
     def __init__(self, input_shape: tuple[int, ...], *, device: str) -> None:
         self.input_shape, self.device = input_shape, device
         self._tails: dict[str, nn.Module] = {}
+        self._parts_between: dict[tuple[str, str], nn.Module] = {}
         self._gflops: dict[str, float] = {}
 
     @abstractmethod
@@ -69,6 +70,9 @@ class Backbone(ABC):
 
     @abstractmethod
     def _make_tail(self, cut: Cut) -> nn.Module: ...
+
+    @abstractmethod
+    def _make_between(self, cut: Cut, later: Cut) -> nn.Module: ...
 
     def cut(self, name: str) -> Cut:
         for cut in self.cuts:
@@ -95,6 +99,14 @@ class Backbone(ABC):
             self._tails[cut] = self._make_tail(self.cut(cut))
         return self._tails[cut]
 
+    def between(self, cut: str, later: str) -> nn.Module:
+        """The backbone from `cut` to a `later` one: takes the cut's tensors, gives a tuple of the later's."""
+        if (cut, later) not in self._parts_between:
+            self._parts_between[cut, later] = (
+                _Same() if cut == later else self._make_between(self.cut(cut), self.cut(later))
+            )
+        return self._parts_between[cut, later]
+
     def tail_gflops(self, cut: str) -> float:
         """GFLOPs (2 × MAC) of one unit through the tail."""
         return self._costs()[self.cut(cut).name]
@@ -114,6 +126,11 @@ class Backbone(ABC):
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         return (x,) if self.device != "cpu" else x.split(CPU_FRAMES if x.ndim == 4 else 1)
+
+
+class _Same(nn.Module):
+    def forward(self, *features: Tensor) -> Features:
+        return features
 
 
 class Uncut(Backbone):
@@ -142,3 +159,6 @@ class Uncut(Backbone):
 
     def _make_tail(self, cut: Cut) -> nn.Module:
         raise TaskError(f"this backbone has no cuts: {self.why}")
+
+    def _make_between(self, cut: Cut, later: Cut) -> nn.Module:
+        return self._make_tail(cut)

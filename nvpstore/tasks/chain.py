@@ -90,6 +90,15 @@ class _Tail(nn.Module):
         return state
 
 
+class _Between(_Tail):
+    def __init__(self, form: Form, blocks: Sequence[nn.Module], later: Form) -> None:
+        super().__init__(form, blocks)
+        self.later = later
+
+    def forward(self, *features: Tensor) -> Features:
+        return self.later.split(super().forward(*features))
+
+
 class ChainBackbone(Backbone):
     """A frozen backbone given as blocks; the last one's state is the output [b, …]."""
 
@@ -145,7 +154,15 @@ class ChainBackbone(Backbone):
         return before
 
     def _make_tail(self, cut: Cut) -> nn.Module:
+        at, form = self._place(cut)
+        return _Tail(form, [block.run for block in self.blocks[at + 1 :]])
+
+    def _make_between(self, cut: Cut, later: Cut) -> nn.Module:
+        (at, form), (end, last) = self._place(cut), self._place(later)
+        return _Between(form, [block.run for block in self.blocks[at + 1 : end + 1]], last)
+
+    def _place(self, cut: Cut) -> tuple[int, Form]:
         at = next(i for i, block in enumerate(self.blocks) if block.name == cut.name)
         form = self.blocks[at].form
         assert form is not None, "cuts follow blocks that have a form"
-        return _Tail(form, [block.run for block in self.blocks[at + 1 :]])
+        return at, form

@@ -67,6 +67,9 @@ class CutBackbone(Backbone):
     def _make_tail(self, cut: Cut) -> nn.Module:
         return _tail(self.graph, cut.nodes)
 
+    def _make_between(self, cut: Cut, later: Cut) -> nn.Module:
+        return _up_to(_tail(self.graph, cut.nodes), later.nodes)
+
 
 class _Counted(fx.Interpreter):
     """Notes what was spent when each node had run."""
@@ -168,6 +171,23 @@ def _tail(whole: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     tail = fx.GraphModule(whole, graph)
     without_dead_code(tail)
     return tail
+
+
+def _up_to(tail: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """Gives the nodes of these names, which keep their names in a tail, and runs nothing after them."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    found: dict[str, fx.Node] = {}
+    for node in tail.graph.nodes:
+        env[node] = graph.node_copy(node, env.__getitem__)
+        if node.name in names:
+            found[node.name] = env[node]
+        if len(found) == len(names):
+            break
+    graph.output(tuple(found[name] for name in names))
+    part = fx.GraphModule(tail, graph)
+    without_dead_code(part)
+    return part
 
 
 def _spoils(graph: fx.GraphModule) -> bool:

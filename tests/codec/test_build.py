@@ -50,6 +50,16 @@ def test_any_geometry_is_coded_in_whole_strides(size: tuple[int, int]) -> None:
         assert arch.content_width <= arch.coded_width
 
 
+def test_what_is_mostly_alike_takes_a_quarter_of_the_steps_at_least() -> None:
+    preset = PRESETS["demo"]
+    assert preset.epochs_for(160) == preset.epochs_for(160, distinct=160) == 40
+    assert preset.epochs_for(160, distinct=80) == 40
+    assert preset.epochs_for(160, distinct=4) == 700  # as a segment of four frames: 1,400 steps
+    paper = PRESETS["hnerv-1.5m"]
+    assert paper.epochs_for(132) == 300
+    assert paper.epochs_for(132, distinct=1) == 300 * 66 // 4
+
+
 def test_budget_bounds_decoder_and_latents() -> None:
     preset = PRESETS["demo"]
     arch = build_architecture(272, 640, 128, preset)

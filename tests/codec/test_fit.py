@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nvpstore.codec.build import PRESETS, build_architecture
+from nvpstore.codec.checkpoint import write_state
 from nvpstore.codec.fit import FitProgress, SegmentFit
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import CodecError
@@ -92,29 +93,30 @@ def test_a_fit_stops_at_its_target() -> None:
     assert fitted.psnr >= 10.0
 
 
-def test_an_interrupted_fit_ends_as_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nvpstore.codec.fit.CHECKPOINT_SECONDS", 0.0)
+def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     preset = replace(MICRO, epochs=6, target_psnr=None)
     arch = build_architecture(32, 48, 24, preset)
     undisturbed = SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms()).run()
 
-    def stop_after_three(progress: FitProgress) -> None:
+    def stop_after_four(progress: FitProgress) -> None:
         if progress.epoch == 4:
             raise KeyboardInterrupt
 
     checkpoint = tmp_path / "fit.pt"
     with pytest.raises(KeyboardInterrupt):
-        SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms(), checkpoint=checkpoint).run(
-            stop_after_three
-        )
+        SegmentFit(
+            moving_square(),
+            arch,
+            preset,
+            terms_factory=MakeTerms(),
+            checkpoint=checkpoint,
+        ).run(stop_after_four)
     again = MakeTerms()
     seen: list[int] = []
     resumed = SegmentFit(moving_square(), arch, preset, terms_factory=again, checkpoint=checkpoint).run(
         lambda progress: seen.append(progress.epoch)
     )
-    assert seen == [4, 5, 6]  # epoch 4 was run, but the kill came before its checkpoint
+    assert seen == [5, 6]
     assert again.asked == [["stage 1"]]
     for mine, theirs in zip(resumed.decoder.parameters(), undisturbed.decoder.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -131,14 +133,114 @@ def test_task_terms_join_and_learn_only_from_the_frames_they_see() -> None:
     feature, task = fitted.terms[0].losses({"1": taps["1"][frames]}, frames, with_task=True)
     assert float(feature.detach()) < 0.03  # a constant answer has 0.08
     assert task is not None
-    assert fit.scales.keys() == {"feature-0", "task-0"}
+    assert fit.balance.scales.keys() == {"feature-0", "task-0"}
 
 
-def test_divergence_is_an_error_that_says_so() -> None:
+class StoppedWithin(SegmentFit):
+    """Is killed before its n-th step."""
+
+    stop_before = 8
+
+    def _train_step(self, frames: Tensor) -> Tensor:
+        if self.step == self.stop_before:
+            raise KeyboardInterrupt
+        return super()._train_step(frames)
+
+
+def test_a_fit_that_stops_within_an_epoch_goes_on_there(tmp_path: Path) -> None:
+    preset = replace(MICRO, epochs=4, target_psnr=None)  # of three steps each
+    arch = build_architecture(32, 48, 24, preset)
+    undisturbed = SegmentFit(moving_square(), arch, preset, terms_factory=MakeTerms()).run()
+    kept = {"terms_factory": MakeTerms(), "checkpoint": tmp_path / "fit.pt", "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        StoppedWithin(moving_square(), arch, preset, **kept).run()
+    again = StoppedWithin(moving_square(), arch, preset, **kept)
+    again.stop_before = 100
+    resumed = again.run()
+    assert again.step == 12
+    assert resumed.psnr == pytest.approx(undisturbed.psnr)
+    for mine, theirs in zip(resumed.decoder.parameters(), undisturbed.decoder.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_of_frames_that_are_alike_one_is_learned_at_a_time(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    class Watched(SegmentFit):
+        def _train_step(self, frames: Tensor) -> Tensor:
+            seen.append(frames.tolist())
+            return super()._train_step(frames)
+
+    preset = replace(MICRO, epochs=40, batch_frames=2, target_psnr=None)
+    arch, alike = build_architecture(32, 48, 24, preset), torch.tensor([3, 1, 8])
+    undisturbed = Watched(moving_square(), arch, preset, alike=alike).run()
+    assert [int((undisturbed.latents == latent).all((1, 2, 3)).sum()) for latent in undisturbed.latents] == (
+        [3] * 3 + [1] + [8] * 8
+    )
+    epochs = [sorted(a + b) for a, b in zip(seen[::2], seen[1::2], strict=True)]
+    assert len(epochs) == 40  # of six steps each, were all frames different
+    assert all(a < 3 and b == 3 and c > 3 for a, b, c in epochs)
+    assert {c for *_, c in epochs} == set(range(4, 12))
+    kept = {"alike": alike, "checkpoint": tmp_path / "fit.pt", "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        StoppedWithin(moving_square(), arch, preset, **kept).run()
+    assert Watched(moving_square(), arch, preset, **kept).run().psnr == pytest.approx(undisturbed.psnr)
+
+
+def test_another_releases_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "segment.pt"
+    write_state(path, {"layout": -1, "position": "elsewhere"})
+    preset = replace(MICRO, epochs=1, target_psnr=None)
+    arch = build_architecture(32, 48, 24, preset)
+    found = SegmentFit(moving_square(), arch, preset, checkpoint=path).run()
+    assert found.psnr == SegmentFit(moving_square(), arch, preset).run().psnr
+
+
+def test_divergence_at_every_learning_rate_is_an_error_that_says_so() -> None:
     frames = moving_square().clone()
     frames[3] = float("nan")
-    with pytest.raises(CodecError, match="diverged in epoch 1"):
+    with pytest.raises(CodecError, match=r"diverged in epoch 1 .* rates 0\.005, 0\.0015, 0\.0005"):
         SegmentFit(frames, build_architecture(32, 48, 24, MICRO), MICRO).run()
+
+
+class Unstable(SegmentFit):
+    """Diverges in its third epoch at the first learning rate."""
+
+    def _train_step(self, frames: Tensor) -> Tensor:
+        error = super()._train_step(frames)
+        return error * float("nan") if self.attempt == 0 and self.epoch == 2 else error
+
+
+def test_a_fit_that_diverges_begins_anew_with_a_lower_learning_rate(tmp_path: Path) -> None:
+    preset = replace(MICRO, epochs=4, target_psnr=None)
+    arch = build_architecture(32, 48, 24, preset)
+    seen: list[int] = []
+    make = MakeTerms()
+    fit = Unstable(moving_square(), arch, preset, terms_factory=make, checkpoint=tmp_path / "fit.pt")
+    fitted = fit.run(lambda progress: seen.append(progress.epoch))
+    assert seen == [1, 2, 1, 2, 3, 4]
+    assert make.asked == [None, None]  # the terms of the first attempt went with its networks
+    lower = replace(preset, learning_rate=0.3 * preset.learning_rate)
+    calm = SegmentFit(moving_square(), arch, lower, terms_factory=MakeTerms()).run()
+    for mine, theirs in zip(fitted.decoder.parameters(), calm.decoder.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_fit_that_is_killed_after_it_diverged_goes_on_with_the_lower_rate(tmp_path: Path) -> None:
+    preset = replace(MICRO, epochs=4, target_psnr=None)
+    arch = build_architecture(32, 48, 24, preset)
+
+    def stop(progress: FitProgress) -> None:
+        if fit.attempt == 1 and progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    fit = Unstable(moving_square(), arch, preset, checkpoint=tmp_path / "fit.pt", checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit.run(stop)
+    again = Unstable(moving_square(), arch, preset, checkpoint=tmp_path / "fit.pt")
+    seen: list[int] = []
+    again.run(lambda progress: seen.append(progress.epoch))
+    assert (again.attempt, seen) == (1, [3, 4])
 
 
 class ClipTerm(FeatureTerm):
@@ -178,7 +280,7 @@ def test_clips_join_a_fit_beside_frames() -> None:
     clips = made[1]
     assert isinstance(clips, ClipTerm)
     assert set(clips.asked) == {0, 1, 2}
-    assert set(fit.scales) == {"feature-0", "task-0", "feature-1", "task-1"}
+    assert set(fit.balance.scales) == {"feature-0", "task-0", "feature-1", "task-1"}
     plain = SegmentFit(moving_square(), arch, settings).run()
     assert fit.psnr > plain.psnr - 3
 
