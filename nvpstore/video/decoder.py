@@ -1,44 +1,30 @@
 """One open video stream: demuxed and decoded once, front to back, with everything that can be wrong with a
 file.
 
-Produced by `open_decoder`, consumed by `video.source`. Frames leave as RGB as shown: rotated, at one size,
-in the colours that the stream declares.
+Produced by `open_decoder`, consumed by `video.source`. `video.converter` makes RGB of its frames.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import av
-import numpy as np
-from av.buffer import Buffer
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from nvpstore.errors import SourceError
-from nvpstore.types import SourceInfo
 from nvpstore.video.matroska import declared_bytes
 
 _FALLBACK_FPS = Fraction(25)  # FFmpeg's own, for streams that say nothing
-
-# swscale's default conversion is fast, darker by 1.1 of 255 on average, and differs between CPUs. These flags
-# make it unbiased and the same everywhere, for about 4 ms a 720p frame.
-_EXACT = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-)
 
 # Containers whose duration is what the muxer wrote, not what FFmpeg found in the file.
 _MATROSKA = "matroska,webm"
@@ -49,32 +35,10 @@ _PLAYLISTS = ("hls", "dash", "concat", "imf")
 
 _UNDECODABLE_LEAD_IN = 8
 
+_COVERING = ("audio", "subtitle")  # streams of which a container counts the length, too
+
 # A stream may change its size at any frame, and pictures are allocated before anybody has looked at them.
 MOST_PIXELS = 2**26
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Orientation:
-    """How a stored frame is turned to be shown: transpose, then mirror left-right, then top-bottom."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @property
-    def rotation_degrees(self) -> int:
-        """Clockwise turn from stored to shown: 0, 90, 180 or 270. A mirrored picture's turn leaves the mirror
-        out.
-        """
-        if self.transpose:
-            return 90 if self.mirror_x else 270
-        return 180 if self.mirror_y else 0
-
-    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[h, w, c] -> [h, w, c], or [w, h, c] where it transposes. A view."""
-        if self.transpose:
-            image = image.swapaxes(0, 1)
-        return image[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
 
 
 class Decoder:
@@ -103,8 +67,8 @@ class Decoder:
 
         Raises SourceError where the data is damaged.
         """
-        # Audio is demuxed too: it shows how far the file reaches where video stops earlier.
-        streams = [s for s in self.container.streams if s is self.stream or s.type == "audio"]
+        # Others are demuxed too: they show how far the file reaches where video stops earlier.
+        streams = [s for s in self.container.streams if s is self.stream or s.type in _COVERING]
         try:
             for packet in self.container.demux(streams):
                 self._note(packet)
@@ -119,7 +83,7 @@ class Decoder:
 
         Nothing is decoded; each counts as a frame. Raises SourceError where the container is damaged.
         """
-        streams = [s for s in self.container.streams if s is self.stream or s.type == "audio"]
+        streams = [s for s in self.container.streams if s is self.stream or s.type in _COVERING]
         try:
             for packet in self.container.demux(streams):
                 self._note(packet)
@@ -193,58 +157,6 @@ class Decoder:
         return (self.container.duration or 0) / av.time_base
 
 
-class Converter:
-    """Decoded frames to RGB as shown. All frames come out at the first one's size and orientation."""
-
-    def __init__(self, path: str, first: VideoFrame, info: SourceInfo | None = None) -> None:
-        """`info` where the video's first frame is known, and `first` may be a later one."""
-        self._path = path
-        self.orientation = _orientation(path, first)
-        self._stored = (first.width, first.height)
-        if info is not None:
-            turned = self.orientation.transpose
-            self._stored = (info.height, info.width) if turned else (info.width, info.height)
-        self._to_rgb = VideoReformatter()
-        self._to_thumbnail = VideoReformatter()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) as shown."""
-        width, height = self._stored
-        return (height, width) if self.orientation.transpose else (width, height)
-
-    def rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """uint8 [h, w, 3] as shown, full range. A view; valid while it is held.
-
-        Matrix and range are those that the frame declares. Where it declares none they are FFmpeg's defaults:
-        BT.601, limited. Frames after a change of size are scaled to the first one's, as FFmpeg does.
-        """
-        width, height = self._stored
-        return self.orientation.apply(self._reformat(self._to_rgb, frame, (width, height), "rgb24", _EXACT))
-
-    def thumbnail(self, frame: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
-        """uint8 [3, height, width], YUV, as stored (not turned)."""
-        return self._reformat(self._to_thumbnail, frame, (width, height), "yuv444p", Interpolation.AREA)
-
-    def _reformat(
-        self,
-        reformatter: VideoReformatter,
-        frame: VideoFrame,
-        size: tuple[int, int],
-        pixel_format: str,
-        flags: int,
-    ) -> NDArray[np.uint8]:
-        width, height = size
-        try:
-            out = reformatter.reformat(frame, width, height, pixel_format, interpolation=flags)
-        except av.FFmpegError as error:
-            raise SourceError(
-                f"{self._path}: pixel format {frame.format.name} in color space {frame.colorspace} cannot be "
-                f"converted to RGB ({error.strerror}); allowed is what FFmpeg's swscale reads"
-            ) from error
-        return out.to_ndarray().astype(np.uint8, copy=False)
-
-
 @contextmanager
 def open_decoder(path: str) -> Iterator[Decoder]:
     """Open the first video stream that is not a cover picture. Raises SourceError; always closes the file."""
@@ -310,20 +222,3 @@ def _indexed_frames(container: InputContainer, stream: VideoStream) -> int:
     if not container.format.name.startswith("mov") or stream.frames == 0:
         return 0
     return sum(entry.size > 0 and not entry.is_discard for entry in stream.index_entries)
-
-
-def _orientation(path: str, frame: VideoFrame) -> Orientation:
-    """From the frame's display matrix: shown (x, y) = (a·p + c·q, b·p + d·q) for the stored (p, q)."""
-    # PyAV's annotation of `side_data` knows motion vectors only.
-    side_data = cast(Mapping[SideDataType, Buffer], frame.side_data)
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        return Orientation()
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), dtype=np.int32).tolist()
-    if a and d and not b and not c:
-        return Orientation(mirror_x=a < 0, mirror_y=d < 0)
-    if b and c and not a and not d:
-        return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
-    if not (a or b or c or d):
-        return Orientation()
-    raise SourceError(f"{path}: is shown turned by {frame.rotation} degrees; allowed are 0, 90, 180 and 270")

@@ -33,6 +33,8 @@ _LOSSLESS_FORMATS = {".mkv": "matroska", ".mp4": "mp4"}
 # swscale centers the chroma samples that it makes; without a note players take H.264's to lie on the left.
 _H264 = {"crf": "16", "preset": "medium", "x264-params": "chromaloc=1"}
 _FFV1 = {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}  # every frame alone, with checksums
+_FFV1_TINY = {"g": "1"}  # where four slices would have no pixel each
+_TINY = 4
 _HD_HEIGHT = 720
 _LARGEST_RATE_TERM = 1_000_000
 
@@ -70,9 +72,9 @@ def write_video(
     """Encode all frames to `out` and return their number.
 
     H.264 in .mp4, .m4v, .mov or .mkv; `lossless` is FFV1 of the RGB values in .mkv or .mp4. In MP4 and MOV
-    every pts, less `start_pts`, is kept exactly; Matroska rounds to milliseconds. The audio streams of
-    `audio_from` are copied where the container holds their codec, else encoded as AAC. `metadata` goes into
-    the container's tags.
+    every pts, less `start_pts`, is kept exactly; Matroska rounds to milliseconds. Sound and subtitles of
+    `audio_from` are copied where the container holds their codec, else encoded as AAC or rewritten as text it
+    holds. `metadata` goes into the container's tags.
 
     Raises StoreError where `out` cannot be written or exists, UsageError for a suffix that is not offered or
     no frames, SourceError where `audio_from` cannot be read.
@@ -134,7 +136,8 @@ def _filled(batches: Iterable[FrameBatch], out: str) -> Iterator[FrameBatch]:
 def _encoding(width: int, height: int, *, lossless: bool) -> _Encoding:
     if lossless:
         # The 8-bit RGB that FFV1 takes; the fourth byte is not stored.
-        return _Encoding(codec="ffv1", options=_FFV1, pixel_format="bgr0", matrix=None)
+        options = _FFV1 if min(width, height) >= _TINY else _FFV1_TINY
+        return _Encoding(codec="ffv1", options=options, pixel_format="bgr0", matrix=None)
     # The matrix is written into the file; this choice is also what players that ignore it assume.
     matrix = Colorspace.ITU709 if height >= _HD_HEIGHT else Colorspace.SMPTE170M
     # 4:2:0 shares one chroma sample between 2x2 pixels, so libx264 takes even sizes only. Padding would

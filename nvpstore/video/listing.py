@@ -10,6 +10,7 @@ import numpy as np
 
 from nvpstore.errors import SourceError
 from nvpstore.types import SegmentSpan, SourceInfo, SourceScan
+from nvpstore.video.converter import refuse_hdr
 from nvpstore.video.decoder import open_decoder
 from nvpstore.video.source import checked_frames, digest_file, fingerprint, probe, scan
 
@@ -23,19 +24,23 @@ SHORTEST_SEGMENT = 96
 LONGEST_SEGMENT = 384
 
 
-def list_frames(path: str, *, progress: Callable[[int], None] | None = None) -> SourceScan:
+def list_frames(
+    path: str, *, tone_map: bool = False, progress: Callable[[int], None] | None = None
+) -> SourceScan:
     """Digest, every pts, and segments that begin at keyframes, of one scene: cuts are not looked for.
 
     Only the first frames and the last are decoded, and compared with their packets; where that differs, or
     for codecs whose packets say too little, the whole file is decoded as `source.scan` does. Segments have
     SHORTEST_SEGMENT frames or more (the last may have less) and at most LONGEST_SEGMENT. `progress` is called
     with the number of frames found so far. Raises SourceError as `source.scan` does; damage in the middle of
-    a file is only noticed when it is decoded.
+    a file is only noticed when it is decoded, and of HDR only the first frame.
     """
     info = probe(path)
+    if not tone_map:
+        refuse_hdr(path, info.hdr)
     listed = _listed(info, progress or _no_progress) if info.codec in _FRAME_A_PACKET else None
     if listed is None:
-        found = scan(path, max_segment_frames=LONGEST_SEGMENT, progress=progress)
+        found = scan(path, max_segment_frames=LONGEST_SEGMENT, tone_map=tone_map, progress=progress)
         segments = divide_at((), frames=found.frames)
         return SourceScan(info=found.info, sha256=found.sha256, pts=found.pts, segments=segments)
     if progress is not None:

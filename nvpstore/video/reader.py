@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvpstore.types import SourceScan
-from nvpstore.video.decoder import Converter, open_decoder
+from nvpstore.video.converter import Converter
+from nvpstore.video.decoder import open_decoder
 from nvpstore.video.source import Stamped, checked_frames, fingerprint
 
 _FAR_FRAMES = 250  # where a file has no index: about the longest distance between keyframes

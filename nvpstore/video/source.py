@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import SourceError
 from nvpstore.types import FrameBatch, SegmentSpan, SourceInfo, SourceScan
-from nvpstore.video.decoder import Converter, Decoder, open_decoder, unreadable
+from nvpstore.video.converter import Converter, hdr_of, refuse_hdr
+from nvpstore.video.decoder import Decoder, open_decoder, unreadable
 from nvpstore.video.scenes import DEFAULT_CUT_THRESHOLD, THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH, CutDetector
 
 _READ_BYTES = 1 << 20
@@ -47,20 +48,22 @@ def scan(
     *,
     max_segment_frames: int,
     cut_threshold: float = DEFAULT_CUT_THRESHOLD,
+    tone_map: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SourceScan:
     """Decode the whole file once: digest, every pts, and the segments. Memory holds 8 bytes a frame.
 
     Segments end at scene cuts; a longer scene is divided evenly into as few segments of at most
     `max_segment_frames` as it needs. `progress` is called with the number of frames decoded so far. Raises
-    SourceError as `probe` does, and for a file that is truncated, damaged, or changes meanwhile, and for pts
-    that do not increase.
+    SourceError as `probe` does, and for a file that is truncated, damaged, or changes meanwhile, for pts
+    that do not increase, and for HDR unless it may be mapped to SDR (`tone_map`).
     """
     if max_segment_frames < 1:
         raise ValueError(f"max_segment_frames {max_segment_frames} must be at least 1")
     with open_decoder(path) as decoder:
         before = fingerprint(path)
-        info, pts, cuts = _scan_frames(decoder, CutDetector(cut_threshold), progress or _no_progress)
+        detector = CutDetector(cut_threshold)
+        info, pts, cuts = _scan_frames(decoder, detector, progress or _no_progress, tone_map=tone_map)
         sha256, size_bytes = digest_file(path)
         if fingerprint(path) != before or size_bytes != info.size_bytes:
             raise SourceError(f"{path}: changed while it was read; a finished file is needed")
@@ -206,7 +209,7 @@ def _to_batch(converter: Converter, first_frame: int, chunk: list[Stamped]) -> F
 
 
 def _scan_frames(
-    decoder: Decoder, detector: CutDetector, progress: Callable[[int], None]
+    decoder: Decoder, detector: CutDetector, progress: Callable[[int], None], *, tone_map: bool
 ) -> tuple[SourceInfo, NDArray[np.int64], list[int]]:
     all_pts, cuts = array("q"), list[int]()
     converter: Converter | None = None
@@ -220,6 +223,8 @@ def _scan_frames(
         if converter is None:
             converter = Converter(decoder.path, frame)
             info = _describe(decoder, converter)
+        if not tone_map:
+            refuse_hdr(decoder.path, hdr_of(frame))
         all_pts.append(pts)
         cut = detector.feed(converter.thumbnail(frame, THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
         if cut is not None:
@@ -252,6 +257,8 @@ def _describe(decoder: Decoder, converter: Converter) -> SourceInfo:
         declared_frames=decoder.declared_frames,
         duration_seconds=seconds,
         audio_streams=len(container.streams.audio),
+        subtitle_streams=len(container.streams.subtitles),
+        hdr=converter.hdr,
     )
 
 

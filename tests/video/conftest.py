@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nvpstore.video.subtitles import STYLE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
@@ -35,6 +37,10 @@ class Clip:
     audio: str | None = None
     colorspace: int | None = None
     color_range: int | None = None
+    color_trc: int | None = None
+    color_primaries: int | None = None
+    subtitles: str | None = None
+    transparent: bool = False
 
 
 def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -69,18 +75,69 @@ def _write_clip(folder: Path, clip: Clip) -> Path:
             stream.codec_context.colorspace = clip.colorspace
         if clip.color_range is not None:
             stream.codec_context.color_range = clip.color_range
+        if clip.color_trc is not None:
+            stream.codec_context.color_trc = clip.color_trc
+        if clip.color_primaries is not None:
+            stream.codec_context.color_primaries = clip.color_primaries
         if clip.rotate_counterclockwise or clip.mirror:
             stream.set_display_rotation(clip.rotate_counterclockwise, hflip=clip.mirror)
         sound = container.add_stream(clip.audio, rate=48_000) if clip.audio else None
+        lines = _add_lines(container, clip.subtitles) if clip.subtitles else None
         for index in range(clip.frames):
-            frame = av.VideoFrame.from_ndarray(picture(index, clip.width, clip.height), format="rgb24")
+            frame = _frame(picture(index, clip.width, clip.height), clip)
             frame.pts = int(clip.pts[index] if clip.pts else index / (clip.fps * clip.time_base))
             frame.time_base = clip.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if isinstance(sound, av.AudioStream):
             write_tone(container, sound, seconds=float(clip.frames / clip.fps))
+        if lines is not None:
+            _write_lines(container, lines)
     return path
+
+
+def _frame(rgb_hwc: NDArray[np.uint8], clip: Clip) -> av.VideoFrame:
+    """With the declared colors also on the frame: encoders believe it, and not their context."""
+    if clip.transparent:
+        alpha = np.linspace(0, 255, clip.width, dtype=np.uint8)[None, :, None]
+        rgba = np.concatenate([rgb_hwc, np.broadcast_to(alpha, (*rgb_hwc.shape[:2], 1))], axis=2)
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(rgba), format="rgba")
+    frame = av.VideoFrame.from_ndarray(rgb_hwc, format="rgb24")
+    if clip.color_trc is not None:
+        frame.color_trc = clip.color_trc
+    if clip.color_primaries is not None:
+        frame.color_primaries = clip.color_primaries
+    return frame
+
+
+# (start, length in seconds, text) of what `Clip.subtitles` says
+LINES = (
+    (Fraction(1, 5), Fraction(2, 5), "a gate, opened"),
+    (Fraction(6, 5), Fraction(1, 2), "two\nlines, ä"),
+)
+
+
+def _add_lines(container: av.container.OutputContainer, codec: str) -> av.stream.Stream:
+    if codec == "mov_text":
+        stream = container.add_stream(codec)
+        stream.codec_context.subtitle_header = STYLE
+    else:
+        stream = container.add_mux_stream(codec)
+    stream.time_base = Fraction(1, 1000)
+    stream.metadata["language"] = "swe"
+    return stream
+
+
+def _write_lines(container: av.container.OutputContainer, stream: av.stream.Stream) -> None:
+    for start, seconds, text in LINES:
+        data = text.encode()
+        if stream.codec_context is not None:
+            data = len(data).to_bytes(2, "big") + data
+        packet = av.Packet(data)
+        packet.stream, packet.time_base = stream, Fraction(1, 1000)
+        packet.pts = packet.dts = int(start * 1000)
+        packet.duration = int(seconds * 1000)
+        container.mux(packet)
 
 
 def write_tone(container: av.container.OutputContainer, stream: av.AudioStream, *, seconds: float) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from nvpstore.errors import SourceError
 from nvpstore.video.source import digest_file, divide, probe, read_frames, scan
+from tests.video.oracle import EXACT_RGB, LEFT_RGB, ffmpeg_rgb
 
 MakeClip = Callable[..., Path]
 CutShort = Callable[[Path, float], Path]
@@ -27,33 +28,6 @@ FAST_START = {"movflags": "faststart"}
 
 def all_rgb(path: Path, **options: object) -> NDArray[np.uint8]:
     return np.concatenate([b.rgb_thwc for b in read_frames(str(path), **options)])  # type: ignore[arg-type]
-
-
-def ffmpeg_rgb(path: Path, filters: str) -> NDArray[np.uint8]:
-    """All frames through FFmpeg's own filter graph: the oracle for rotation and color."""
-    frames = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        graph = av.filter.Graph()
-        source = graph.add_buffer(template=stream)
-        last = source
-        for text in filters.split(","):
-            name, _, args = text.partition("=")
-            node = graph.add(name, args)
-            last.link_to(node)
-            last = node
-        last.link_to(graph.add("buffersink"))
-        graph.configure()
-        for frame in container.decode(stream):
-            graph.push(frame)
-            frames.append(graph.pull().to_ndarray())
-    return np.stack(frames)
-
-
-EXACT_RGB = "scale=flags=bicubic+accurate_rnd+full_chroma_int+bitexact,format=rgb24"
-LEFT_RGB = EXACT_RGB.replace(
-    "scale=", "scale=in_chroma_loc=left:"
-)  # H.264's default, which the filter leaves to us
 
 
 # ---------------------------------------------------------------- probe
