@@ -12,7 +12,7 @@ from typing import Protocol
 
 import duckdb
 
-KEPT = 2  # of one index, while nobody uses them
+KEPT = 8  # of one index, while nobody uses them
 
 
 class Terms(Protocol):

@@ -4,7 +4,8 @@
   is in force, also if it was there before.
 - A routes object replaces the one of the same video and task version, and the answers that followed from it;
   a meta object replaces the video's older one. A results entry says itself which answers it replaces.
-- A view entry replaces the view that it is about; without an object the view is dropped.
+- A view entry replaces the view that it is about; without an object the view is dropped. A stabilizer entry
+  replaces the one of the same name and version; without an object all of that name are dropped.
 - Erasing a video leaves of it nothing but its id. Collecting garbage removes what was replaced.
 - A replaced object stays listed, with the time of the entry that replaced it, until one of these.
 
@@ -57,7 +58,7 @@ def owners_of(entry: LogEntry) -> set[str]:
     """Whose state `entry` may change."""
     owners = {owner_of(obj.key) for obj in entry.objects} | {owner_of(key) for key in entry.removed}
     owners |= {entry.subject} if entry.kind in ("video", "erase") else set()
-    return owners | ({ARCHIVE} if entry.kind == "view" else set())
+    return owners | ({ARCHIVE} if entry.kind in ("view", "stabilizer") else set())
 
 
 def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
@@ -78,6 +79,17 @@ def fold(owners: Mapping[str, OwnerState], entry: LogEntry) -> None:
         _check_view(entry)
         place = ("view", entry.subject)
         _replace(owners[ARCHIVE], entry, lambda _, older: (older.kind, older.name) == place)
+    if entry.kind == "stabilizer":
+        _check_stabilizer(entry)
+        versions = {_parsed(obj.key).version for obj in entry.objects}
+        _replace(
+            owners[ARCHIVE],
+            entry,
+            lambda _, older: (
+                (older.kind, older.name) == ("stabilizer", entry.subject)
+                and (older.version in versions or not versions)
+            ),
+        )
     for obj in entry.objects:
         new = _parsed(obj.key)
         owner = owners[new.video_id or ARCHIVE]
@@ -108,6 +120,14 @@ def _check_view(entry: LogEntry) -> None:
     views = [_parsed(obj.key) for obj in entry.objects]
     if len(views) > 1 or any((key.kind, key.name) != ("view", entry.subject) for key in views):
         raise IntegrityError(f"{log_key(entry.number)} saves the view {entry.subject} as {entry.objects}")
+
+
+def _check_stabilizer(entry: LogEntry) -> None:
+    named = [_parsed(obj.key) for obj in entry.objects]
+    if len(named) > 1 or any((key.kind, key.name) != ("stabilizer", entry.subject) for key in named):
+        raise IntegrityError(
+            f"{log_key(entry.number)} stores the stabilizer {entry.subject} as {entry.objects}"
+        )
 
 
 def _check_manifest(entry: LogEntry) -> None:

@@ -21,7 +21,7 @@ from nvpstore.catalog.rows import Row, byte_range, held_object, saved_view, segm
 from nvpstore.catalog.tables import TABLES
 from nvpstore.errors import NotFound, StoreError, TaskError, UsageError
 from nvpstore.storage.commit import Base
-from nvpstore.storage.keys import SOURCES_PREFIX, task_weights_key
+from nvpstore.storage.keys import SOURCES_PREFIX, STABILIZERS_PREFIX, task_weights_key
 from nvpstore.types import (
     ByteRange,
     RouteRecord,
@@ -294,6 +294,14 @@ class Snapshot:
         """The weights that the archive keeps with a task version; None where it keeps none."""
         key = task_weights_key(task.name, task.version)
         found = self._rows("FROM idx.store.objects WHERE owner = '' AND key = $key", {"key": key})
+        return stored_object(found[0]) if found else None
+
+    def stabilizer(self, name: str, version: str) -> StoredObject | None:
+        """The stabilizer in force of a task version (or of `frames`, version PICTURES); None without one."""
+        found = self._rows(
+            "FROM idx.store.objects WHERE owner = '' AND replaced_at IS NULL AND starts_with(key, $folder)",
+            {"folder": f"{STABILIZERS_PREFIX}{name}/{version}/"},
+        )
         return stored_object(found[0]) if found else None
 
     def tasks(self) -> tuple[TaskRecord, ...]:

@@ -28,7 +28,7 @@ class SourceInfo:
     """What a container says about its first video stream. Produced by `video.source.probe`.
 
     `width` and `height` are as shown, after rotation. `declared_frames` is 0 where the container
-    does not say.
+    does not say. `hdr` is "PQ" or "HLG" where the first frame is coded so, else empty.
     """
 
     path: str
@@ -44,6 +44,8 @@ class SourceInfo:
     declared_frames: int
     duration_seconds: float
     audio_streams: int
+    subtitle_streams: int = 0
+    hdr: str = ""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:

@@ -93,6 +93,17 @@ def register_task(log: Log, task: TaskRecord, *, weights: Path | None = None) ->
     log.append(LogDraft(kind="task", attempt=keys.new_attempt(), subject=task.name, objects=tuple(objects)))
 
 
+def commit_stabilizer(log: Log, *, name: str, version: str, data: bytes, later_than: str) -> StoredObject:
+    """Put a stabilizer (a safetensors file) in the place of the one of that name and version, if any.
+
+    Of two that are stored at once the later entry's answers.
+    """
+    attempt = keys.new_attempt(later_than=later_than)
+    stored = log.store.put(keys.stabilizer_key(name, version, attempt), data)
+    log.append(LogDraft(kind="stabilizer", attempt=attempt, subject=name, objects=(stored,)))
+    return stored
+
+
 def commit_routes(log: Log, routes: TaskRoutes, base: Base) -> StoredObject:
     """Put `routes` in the place of those of the same task version, if there are any.
 

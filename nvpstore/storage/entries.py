@@ -18,17 +18,19 @@ from nvpstore.storage.documents import (
 from nvpstore.storage.keys import RESULTS_PREFIX, log_key, meta_prefix
 from nvpstore.types import StoredObject
 
-EntryKind = Literal["init", "video", "routes", "task", "view", "meta", "results", "erase", "gc"]
+EntryKind = Literal[
+    "init", "video", "routes", "task", "stabilizer", "view", "meta", "results", "erase", "gc"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogDraft:
     """What a writer wants committed: objects that are already put, under its attempt.
 
-    `subject` is a video id, a task's or view's name or (for "init" and "gc") the archive's id. Nothing that
-    people write about a video stands here: entries outlive an erased video. A "view" without objects drops
-    it. `replaces`: a "video" that takes the place of one that is fitted, whichever that is by now; without it
-    nobody else may have stored it since.
+    `subject` is a video id, a task's, stabilizer's or view's name or (for "init" and "gc") the archive's id.
+    Nothing that people write about a video stands here: entries outlive an erased video. A "view" without
+    objects drops it, a "stabilizer" all versions of it. `replaces`: a "video" that takes the place of one
+    that is fitted, whichever that is by now; without it nobody else may have stored it since.
     `removed` are the keys that a "gc" is about to delete, and attempts that sort below its `fence` are dead;
     of a "results" they are answers about its video that are replaced. `grace_seconds` belongs to "init".
     """

@@ -17,7 +17,7 @@ from nvpstore.errors import UsageError
 
 KeyKind = Literal[
     "log", "log_checkpoint", "manifest", "weights", "latents", "audio", "routes", "meta",
-    "decoder", "archive_adapters", "task", "task_weights", "view", "result", "source",
+    "decoder", "archive_adapters", "stabilizer", "task", "task_weights", "view", "result", "source",
 ]  # fmt: skip
 
 LOG_PREFIX = "log/"
@@ -25,6 +25,8 @@ CHECKPOINT_PREFIX = "log/checkpoint-"
 SOURCES_PREFIX = "sources/"
 TASKS_PREFIX = "tasks/"
 RESULTS_PREFIX = "results/"
+STABILIZERS_PREFIX = "stabilizers/"
+PICTURES = "0" * 64  # the version of a stabilizer of pictures, which are no task's
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -52,6 +54,7 @@ _TEMPLATES: dict[KeyKind, str] = {
     "meta": "videos/{video_id}/meta/{attempt}.json",
     "decoder": "decoders/{sha256}.parquet",
     "archive_adapters": "adapters/{version}/{attempt}.parquet",
+    "stabilizer": "stabilizers/{name}/{version}/{attempt}.safetensors",
     "task": "tasks/{name}/{version}.json",
     "task_weights": "tasks/{name}/{version}.safetensors",
     "view": "views/{name}/{attempt}.json",
@@ -185,6 +188,11 @@ def decoder_key(sha256: str) -> str:
 
 def archive_adapters_key(version: str, attempt: str) -> str:
     return _key("archive_adapters", version=version, attempt=attempt)
+
+
+def stabilizer_key(name: str, version: str, attempt: str) -> str:
+    """Of a task's version; of pictures, `name` is "frames" and `version` PICTURES."""
+    return _key("stabilizer", name=name, version=version, attempt=attempt)
 
 
 def task_key(name: str, version: str) -> str:

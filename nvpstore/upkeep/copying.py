@@ -20,7 +20,13 @@ from nvpstore.query.request import Request
 from nvpstore.query.run import execute
 from nvpstore.query.steps import Operators
 from nvpstore.storage import keys
-from nvpstore.storage.commit import PreparedVideo, commit_routes, commit_video, register_task
+from nvpstore.storage.commit import (
+    PreparedVideo,
+    commit_routes,
+    commit_stabilizer,
+    commit_video,
+    register_task,
+)
 from nvpstore.storage.tables import decode_manifest, decode_routes
 from nvpstore.types import RouteRecord, StoredObject, TaskRecord, TaskRoutes
 from nvpstore.upkeep.progress import Counter, OnProgress
@@ -217,6 +223,21 @@ class _Copier:
             task = self._snapshot.task(own.task, own.version)
             register_task(self._target.log, task, weights=self._weights(task, folder))
             self._tasks += 1
+        for own in routes:
+            self._copy_stabilizer(own.task, own.version, there)
+
+    def _copy_stabilizer(self, name: str, version: str, there: Snapshot) -> None:
+        """Where the target has none of that version; its own stays."""
+        stored = self._snapshot.stabilizer(name, version)
+        if stored is None or there.stabilizer(name, version) is not None:
+            return
+        commit_stabilizer(
+            self._target.log,
+            name=name,
+            version=version,
+            data=self._from.get_verified(stored),
+            later_than=there.latest_attempt,
+        )
 
     def _weights(self, task: TaskRecord, folder: Path) -> Path | None:
         """A file with what the source keeps of the task's weights."""
