@@ -15,7 +15,7 @@ Answer = Callable[[Tensor], tuple[Sequence[Tensor], Tensor]]
 
 
 class AdapterTerm:
-    """Feature and task term of one route while its segment is fitted (a codec.fit.JointTerm), of the task
+    """Feature and task term of one route while its segment is fitted (a codec.terms.JointTerm), of the task
     whose `version` is given.
 
     `targets` are the cut's tensors [n, c, …] and `reference` the backbone's output [n, …] on the

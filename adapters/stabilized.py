@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +17,41 @@ from nvpstore.errors import TaskError
 OUTPUT = ""  # the place behind everything
 INPUT = "<"  # the place before everything
 
-Steady = Callable[[Tensor], Tensor]
+
+class Steady(ABC):
+    """A network and a stabilizer, one frame of each of b videos at a time."""
+
+    net: nn.Module
+    stabilizer: Stabilizer
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, *, gap: float = 1.0) -> tuple[Tensor, State]:
+        """One frame [b, …] of each of b videos: (output, state after it)."""
+
+    def clip(
+        self, frames: Tensor, state: State | None = None, *, gaps: Sequence[float] | None = None
+    ) -> tuple[Tensor, State]:
+        """Frames [t, b, …] one after another: (outputs [t, b, …], state after the last)."""
+        state = state or State()
+        outputs = []
+        for t, x in enumerate(frames):
+            output, state = self.step(x, state, gap=1.0 if gaps is None else gaps[t])
+            outputs.append(output)
+        return torch.stack(outputs), state
+
+    def trained_on(self, frames: Tensor, *, gaps: Sequence[float] | None = None) -> Tensor:
+        """As `clip` without a state, for back-propagation through all of it: each frame's activations are
+        computed again on the way back, so that memory grows with the state alone.
+        """
+        state, outputs = State(), []
+        for t, x in enumerate(frames):
+            gap = 1.0 if gaps is None else gaps[t]
+            output, state = checkpoint(self.step, x, state, gap=gap, use_reentrant=False)
+            outputs.append(output)
+        return torch.stack(outputs)
 
 
-class Stabilized:
+class Stabilized(Steady):
     """`net` [b, …] → [b, …], frame by frame, with memory at `places` of its modules, its input and output.
 
     Hooks are there while a frame runs, and gone afterwards: outside of `step` and `clip` the network is what
@@ -46,27 +78,6 @@ class Stabilized:
             output = self.net(self._fused(step, INPUT, x))
         output = self._fused(step, OUTPUT, output)
         return output, step.done()
-
-    def clip(
-        self, frames: Tensor, state: State | None = None, *, gaps: Sequence[float] | None = None
-    ) -> tuple[Tensor, State]:
-        """Frames [t, b, …] one after another: (outputs [t, b, …], state after the last)."""
-        state = state or State()
-        outputs = []
-        for t, x in enumerate(frames):
-            output, state = self.step(x, state, gap=1.0 if gaps is None else gaps[t])
-            outputs.append(output)
-        return torch.stack(outputs), state
-
-    def trained_on(self, frames: Tensor) -> Tensor:
-        """As `clip` without a state, for back-propagation through all of it: each frame's activations are
-        computed again on the way back, so that memory grows with the state alone.
-        """
-        state, outputs = State(), []
-        for x in frames:
-            output, state = checkpoint(self.step, x, state, use_reentrant=False)
-            outputs.append(output)
-        return torch.stack(outputs)
 
     def _fused(self, step: Step, name: str, x: Tensor) -> Tensor:
         return step.fuse(name, x) if name in self.stabilizer.names else x

@@ -34,9 +34,9 @@ class Shape:
 
     `beta`: the current frame's weight that "fixed" keeps and all others begin with. `kernel` (odd) is the
     neighbourhood of "spatial". g has `control` channels and 1 + `control_layers` convolutions; a head `head`
-    channels and 1 + `head_layers`. With `squeeze` heads look at each of their inputs through a 1×1
+    channels and 1 + `head_layers`. With `squeeze` all that has more channels is looked at through a 1×1
     convolution of `squeeze` channels first, and weights are shared by `groups` groups of channels (0: each
-    channel has its own).
+    channel has its own). The current frame's weight is never below `floor`, so that no memory can freeze.
     """
 
     variant: Variant
@@ -48,12 +48,15 @@ class Shape:
     head_layers: int = 2
     squeeze: int = 0
     groups: int = 0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant {self.variant!r}: {', '.join(VARIANTS)} are allowed")
         if not 0 < self.beta < 1:
             raise ValueError(f"beta {self.beta}: above 0 and below 1")
+        if not 0 <= self.floor < self.beta:
+            raise ValueError(f"floor {self.floor}: at least 0 and below beta, {self.beta}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel}: an odd size of at least 1 is needed")
         if self.kernel > 1 and self.variant != "spatial":
@@ -71,10 +74,13 @@ class Shape:
     @property
     def first_logit(self) -> float:
         """The memory's logits at the start: the current frame then has the weight `beta`."""
-        return math.log((1 - self.beta) / self.beta / self.neighbours)
+        share = (1 - self.beta) / (1 - self.floor)
+        return math.log(share / (1 - share) / self.neighbours)
 
 
-# The published widths; ours, at most a twentieth of the base's parameters and a tenth of its time.
+# The published widths; ours, at most a twentieth of the base's parameters and a tenth of its time. Ours have
+# a floor: a step of training that brings the weight near 0 leaves next to no gradient to come back by, and
+# the first frame would be repeated for ever (benchmarks/results/stability.json, "repeating").
 PAPER: Mapping[Variant, Shape] = {
     "fixed": Shape(variant="fixed", beta=0.5),
     "learned": Shape(variant="learned"),
@@ -85,10 +91,25 @@ LIGHT: Mapping[Variant, Shape] = {
     "fixed": PAPER["fixed"],
     "learned": PAPER["learned"],
     "controlled": Shape(
-        variant="controlled", control=8, control_layers=2, head=8, head_layers=1, squeeze=8, groups=8
+        variant="controlled",
+        control=8,
+        control_layers=2,
+        head=8,
+        head_layers=1,
+        squeeze=8,
+        groups=8,
+        floor=0.05,
     ),
     "spatial": Shape(
-        variant="spatial", kernel=3, control=8, control_layers=2, head=8, head_layers=1, squeeze=8, groups=8
+        variant="spatial",
+        kernel=3,
+        control=8,
+        control_layers=2,
+        head=8,
+        head_layers=1,
+        squeeze=8,
+        groups=8,
+        floor=0.05,
     ),
 }
 
@@ -150,19 +171,21 @@ class Stabilizer(nn.Module):
 
     def __init__(self, shape: Shape, places: Sequence[Place], *, picture_channels: int = 3) -> None:
         super().__init__()
-        self.shape, self.places = shape, tuple(places)
+        self.shape, self.places, self.picture_channels = shape, tuple(places), picture_channels
         self.names = {place.name: f"place{i}" for i, place in enumerate(self.places)}
         if len(self.names) != len(self.places):
             raise ValueError(f"places {', '.join(p.name for p in self.places)}: each may stand there once")
         self.control: nn.Module | None = None
+        self.glance: nn.Module = nn.Identity()
         if shape.looks:
-            self.control = _convolutions(
-                2 * picture_channels, shape.control, shape.control, shape.control_layers
-            )
+            seen = picture_channels
+            if 0 < shape.squeeze < picture_channels:
+                seen, self.glance = shape.squeeze, nn.Conv2d(picture_channels, shape.squeeze, 1)
+            self.control = _convolutions(2 * seen, shape.control, shape.control, shape.control_layers)
         self.heads = nn.ModuleDict({self.names[place.name]: _head(shape, place) for place in self.places})
 
     def begin(self, picture: Tensor, before: State, *, gap: float = 1.0) -> Step:
-        """A frame whose picture x_t is [b, c, h, w]. `gap` ≥ 1: frames since the one remembered: what is
+        """A frame whose picture x_t is [b, c, h, w]. `gap` > 0: frames since the one remembered: what is
         remembered counts for less, as it would have after as many equal frames.
         """
         return Step(self, picture, before, gap)
@@ -171,7 +194,7 @@ class Stabilizer(nn.Module):
         """g(x_t, x_{t−1}); None without a controller, and for a first frame, which passes anyway."""
         if self.control is None or before is None:
             return None
-        seen: Tensor = self.control(torch.cat([picture, before], dim=1))
+        seen: Tensor = self.control(torch.cat([self.glance(picture), self.glance(before)], dim=1))
         return seen
 
     def fused(
@@ -179,29 +202,35 @@ class Stabilizer(nn.Module):
     ) -> Tensor:
         """z̃_t [b, c, …] from z_t, z̃_{t−1} and z_{t−1}."""
         shape = z.shape
-        maps = [_as_map(x) for x in (z, memory, before)]
+        maps = [as_map(x) for x in (z, memory, before)]
         logits = self.heads[self.names[name]](*maps, control)
-        fused = fuse(maps[0], maps[1], logits, kernel=self.shape.kernel, gap=gap)
+        fused = fuse(maps[0], maps[1], logits, kernel=self.shape.kernel, gap=gap, floor=self.shape.floor)
         return fused.reshape(shape)
 
 
-def fuse(z: Tensor, memory: Tensor, logits: Tensor, *, kernel: int, gap: float = 1.0) -> Tensor:
-    """η₀ ⊙ z + Σ_j η_j ⊙ memory[· + j] for z and memory [b, c, h, w], logits [b, c or 1, k², h or 1, w or 1].
+def fuse(
+    z: Tensor, memory: Tensor, logits: Tensor, *, kernel: int, gap: float = 1.0, floor: float = 0.0
+) -> Tensor:
+    """η₀ ⊙ z + Σ_j η_j ⊙ memory[· + j] for z and memory [b, c, h, w], logits [b, g, k², h or 1, w or 1]: each
+    of g runs of channels has its own.
 
-    η = softmax([logits, 0]) over the k² neighbours and the current frame. After a `gap` the memory's share
-    m becomes m^gap, divided among neighbours as before. Outside of the picture there is no memory: its share
-    goes to the neighbours that are inside, since the edge is repeated.
+    η = softmax([logits, 0]) over the k² neighbours and the current frame; of the memory's share the part
+    1 − `floor`. After a `gap` that share m becomes m^gap, divided among neighbours as before. Outside of the
+    picture there is no memory: its share goes to the neighbours that are inside, since the edge is repeated.
     """
-    batch, channels, height, width = z.shape
-    share = torch.sigmoid(torch.logsumexp(logits, dim=2, keepdim=True))  # of the memory
-    weights = logits.softmax(dim=2) * share**gap
+    groups = logits.shape[1]
+    total = logits[:, :, 0] if logits.shape[2] == 1 else torch.logsumexp(logits, dim=2)
+    share = (((1 - floor) * torch.sigmoid(total)) ** gap)[:, :, None]  # of the memory, Bxgx1xHxW
     if kernel == 1:
-        around = memory[:, :, None]
+        remembered = share * memory.unflatten(1, (groups, -1))
     else:
         padded = F.pad(memory, [kernel // 2] * 4, mode="replicate")
-        # Bx(C·k²)x(H·W) -> BxCxk²xHxW
-        around = F.unfold(padded, kernel).view(batch, channels, kernel**2, height, width)
-    return (1 - share[:, :, 0] ** gap) * z + (weights * around).sum(2)
+        # Bx(C·k²)x(H·W) -> Bxgx(C/g)xk²xHxW
+        around = F.unfold(padded, kernel).unflatten(1, (groups, -1, kernel**2)).unflatten(4, z.shape[2:])
+        weights = logits.softmax(dim=2) * share
+        remembered = (weights[:, :, None] * around).sum(3)
+    fused: Tensor = (1 - share) * z.unflatten(1, (groups, -1)) + remembered
+    return fused.flatten(1, 2)
 
 
 # ---------------------------------------------------------------- parts
@@ -248,9 +277,8 @@ class _Looking(nn.Module):
             inputs = [squeeze(x) for squeeze, x in zip(self.squeezes, inputs, strict=True)]
         seen = F.interpolate(control, size, mode="bilinear", align_corners=False)
         logits = self.last(self.layers(torch.cat([seen, *inputs], dim=1)))
-        # Bx(G·k²)xHxW -> BxGxk²xHxW -> BxCxk²xHxW
-        grouped = logits.unflatten(1, (self.groups, self.shape.neighbours))
-        each: Tensor = grouped.repeat_interleave(self.channels // self.groups, dim=1)
+        # Bx(g·k²)xHxW -> Bxgxk²xHxW
+        each: Tensor = logits.unflatten(1, (self.groups, self.shape.neighbours))
         return each
 
 
@@ -267,7 +295,7 @@ def _convolutions(channels: int, first: int, others: int, layers: int) -> nn.Seq
     return nn.Sequential(*made)
 
 
-def _as_map(x: Tensor) -> Tensor:
+def as_map(x: Tensor) -> Tensor:
     """[b, c, …] → [b, c, h, w]: what has no grid has one position, what has one more is laid side by side."""
     if x.ndim == 2:
         return x[:, :, None, None]

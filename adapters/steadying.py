@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from nvpstore.adapters.losses import Distance, check_stability, rmse, steady_loss
-from nvpstore.adapters.stabilized import Stabilized
+from nvpstore.adapters.stabilized import Steady
 from nvpstore.errors import CodecError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """A clip as the net sees it [τ, b, …], and what it should answer [τ, b, …]."""
+    """A clip as the net sees it [τ, b, …], and what it should answer [τ, b, …]; `gaps` in frames (1 each)."""
 
     seen: Tensor
     wanted: Tensor
+    gaps: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.seen) != len(self.wanted) or len(self.seen) < 2:
@@ -58,7 +59,7 @@ Report = Callable[[int, float], None]  # (steps done, loss)
 
 
 def train_stabilizer(
-    steady: Stabilized,
+    steady: Steady,
     lessons: Iterator[Lesson],
     training: SteadyTraining,
     *,
@@ -93,7 +94,7 @@ def train_stabilizer(
 class _Learning:
     """The state of a training: networks and optimiser."""
 
-    def __init__(self, steady: Stabilized, training: SteadyTraining, distance: Distance) -> None:
+    def __init__(self, steady: Steady, training: SteadyTraining, distance: Distance) -> None:
         self.steady, self.training, self.distance = steady, training, distance
         steady.net.eval().requires_grad_(training.unfreeze)
         steady.stabilizer.train().requires_grad_(True)
@@ -112,7 +113,7 @@ class _Learning:
     def step(self, lesson: Lesson, *, done: int) -> float:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / self.training.steps))
-        outputs = self.steady.trained_on(lesson.seen)
+        outputs = self.steady.trained_on(lesson.seen, gaps=lesson.gaps)
         # Each video of a batch has a loss of its own: txbx… -> b times tx…
         each = [
             steady_loss(own, right, stability=self.training.stability, distance=self.distance)
