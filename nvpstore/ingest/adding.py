@@ -31,7 +31,10 @@ KeepAdded = Literal["reference", "copy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddRequest:
-    """What to register. `source_uri` says where the original is to be found where that is not `path`."""
+    """What to register. `source_uri` says where the original is to be found where that is not `path`.
+
+    `tone_map`: HDR may be mapped to SDR.
+    """
 
     path: Path
     name: str
@@ -39,6 +42,7 @@ class AddRequest:
     recorded_at: datetime | None = None
     keep_source: KeepAdded = "reference"
     source_uri: str | None = None
+    tone_map: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,7 @@ def prepare_added(
 
     Raises SourceError as `video.listing.list_frames` does.
     """
-    found = list_frames(str(request.path), progress=on_frames)
+    found = list_frames(str(request.path), tone_map=request.tone_map, progress=on_frames)
     attempt = keys.new_attempt()
     kept = keys.source_key(found.video_id, attempt)
     copied = request.keep_source == "copy"

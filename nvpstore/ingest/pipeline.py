@@ -17,14 +17,14 @@ from typing import Literal
 
 import numpy as np
 
-from nvpstore.codec.build import Preset, build_architecture, find_preset, stage_gflops
-from nvpstore.codec.fit import FitProgress
+from nvpstore.codec.build import Preset, find_preset, stage_gflops
+from nvpstore.codec.fit import CHECKPOINT_SECONDS, FitProgress
 from nvpstore.errors import CommitDropped, SourceError
+from nvpstore.ingest.finished import keep_finished, kept_finished
 from nvpstore.ingest.layout import laid_out, with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
 from nvpstore.storage import keys
 from nvpstore.storage.commit import Base, PreparedVideo, commit_video
-from nvpstore.storage.contract import describe
 from nvpstore.storage.log import Log
 from nvpstore.storage.tables import (
     SEGMENTS_PER_FILE,
@@ -44,8 +44,8 @@ from nvpstore.types import (
     VideoRecord,
     VideoState,
 )
-from nvpstore.video.audio import copied_audio
-from nvpstore.video.source import read_frames, scan
+from nvpstore.video.audio import copy_audio
+from nvpstore.video.source import digest_file, read_frames, scan
 
 KeepSource = Literal["reference", "copy", "none"]
 SEED = 0
@@ -56,7 +56,7 @@ class IngestRequest:
     """What to store and how. `device` is "cpu" or "cuda".
 
     `source_uri` says where the original is to be found where that is not `path`. With `refit` a stored video
-    is replaced.
+    is replaced. `tone_map`: HDR may be mapped to SDR.
     """
 
     path: Path
@@ -68,6 +68,7 @@ class IngestRequest:
     keep_source: KeepSource = "reference"
     source_uri: str | None = None
     refit: bool = False
+    tone_map: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +96,12 @@ class Ingest:
         log: Log,
         work_dir: Path,
         on_progress: OnProgress,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.request, self.tasks, self.log = request, tasks, log
         self.preset = find_preset(request.preset)
         self.on_progress = on_progress
-        self.work_dir = work_dir
+        self.work_dir, self.checkpoint_seconds = work_dir, checkpoint_seconds
 
     def run(self, video_id: str, base: Callable[[], Base]) -> VideoRecord:
         """Fit, put all objects, and commit them in one log entry. `base` tells the state to commit on.
@@ -122,6 +124,19 @@ class Ingest:
             raise
         shutil.rmtree(work, ignore_errors=True)
         return video
+
+    def scanned(self) -> SourceScan:
+        """The file with its segments. Raises SourceError for a file that is no whole video."""
+        return self._scan()
+
+    def finished_file(self, source: SourceScan, segment: int) -> Path:
+        """Where a segment of `source` is kept once it is finished."""
+        return self._work_folder(source) / f"segment-{segment}.finished"
+
+    def finish(self, source: SourceScan, segment: int) -> Path:
+        """Finish one segment ahead of `run`, which then finds it; returns its file."""
+        self._finish(source.segments[segment], source, self._work_folder(source))
+        return self.finished_file(source, segment)
 
     def _commit(self, prepared: PreparedVideo, base: Callable[[], Base]) -> VideoRecord:
         now = base()
@@ -167,7 +182,10 @@ class Ingest:
             self.on_progress(IngestProgress(phase="scan", done=frames, total=0))
 
         return scan(
-            str(self.request.path), max_segment_frames=self.preset.max_segment_frames, progress=report
+            str(self.request.path),
+            max_segment_frames=self.preset.max_segment_frames,
+            tone_map=self.request.tone_map,
+            progress=report,
         )
 
     def _work_folder(self, source: SourceScan) -> Path:
@@ -177,6 +195,16 @@ class Ingest:
         return self.work_dir / source.video_id / hashlib.sha256(what.encode()).hexdigest()[:32]
 
     def _finish(self, span: SegmentSpan, source: SourceScan, work: Path) -> FinishedSegment:
+        path = self.finished_file(source, span.segment)
+        found = kept_finished(path)
+        if found is None:
+            checkpoint = work / f"segment-{span.segment}.pt"
+            found = self._fit(span, source, checkpoint)
+            keep_finished(path, found)
+            checkpoint.unlink()
+        return found
+
+    def _fit(self, span: SegmentSpan, source: SourceScan, checkpoint: Path) -> FinishedSegment:
         def read() -> Iterator[FrameBatch]:
             return read_frames(
                 source.info.path,
@@ -191,26 +219,29 @@ class Ingest:
         return finish_segment(
             read,
             span,
-            build_architecture(source.info.height, source.info.width, span.frames, self.preset),
             self.preset,
             self.tasks,
             size=(source.info.height, source.info.width),
             device=self.request.device,
             seed=SEED,
-            checkpoint=work / f"segment-{span.segment}.pt",
+            checkpoint=checkpoint,
+            checkpoint_seconds=self.checkpoint_seconds,
             progress=report,
         )
 
     def _write_audio(
         self, source: SourceScan, attempt: str, work: Path, files: dict[str, Path]
     ) -> StoredObject | None:
-        """The source's sound, so that an export has it when the source is gone; None for silent files."""
-        if not source.info.audio_streams:
+        """The source's sound and subtitles, so that an export has them when the source is gone; None where
+        there are none.
+        """
+        path = work / "audio.mka"
+        if not copy_audio(source.info.path, path):
             return None
         key = keys.audio_key(source.video_id, attempt)
-        data = copied_audio(source.info.path)
-        files[key] = _written(work / "audio.mka", data)
-        return describe(key, data)
+        files[key] = path
+        sha256, size_bytes = digest_file(str(path))
+        return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def _video_record(
         self,
@@ -330,8 +361,9 @@ def _overall_psnr(squared_errors: Sequence[np.ndarray], values_per_frame: int) -
 def _fit_progress(fit: FitProgress, span: SegmentSpan, source: SourceScan, preset: Preset) -> IngestProgress:
     """Progress over the whole video: time left by what is still to fit at this segment's speed."""
     work = [s.frames * preset.epochs_for(s.frames) for s in source.segments]
-    done = sum(work[: span.segment]) + span.frames * fit.epoch
-    seconds_each = fit.elapsed_seconds / max(1, span.frames * fit.epoch)
+    here = round(work[span.segment] * fit.epoch / fit.epochs)  # frames that are alike are seen more seldom
+    done = sum(work[: span.segment]) + here
+    seconds_each = fit.elapsed_seconds / max(1, here)
     return IngestProgress(
         phase="fit",
         done=done,

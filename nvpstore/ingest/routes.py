@@ -17,8 +17,8 @@ from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.codec.artifact import content_rgb, decode_taps
 from nvpstore.codec.build import Architecture, stage_gflops
-from nvpstore.codec.fit import JointTerm
 from nvpstore.codec.hnerv import Decoder
+from nvpstore.codec.terms import JointTerm
 from nvpstore.ingest.originals import source_route
 from nvpstore.ingest.references import References
 from nvpstore.routing.cka import RidgeFit
@@ -55,7 +55,7 @@ class RouteSettings:
 
 
 class TaskTerms:
-    """Makes one joint term a task, of the pair that ranks best so far (a codec.fit.TermsFactory).
+    """Makes one joint term a task, of the pair that ranks best so far (a codec.terms.TermsFactory).
 
     A task none of whose pairs would pay has no term.
     """

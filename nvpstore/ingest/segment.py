@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvpstore.adapters.joint import AdapterTerm
+from nvpstore.codec.alike import alike_runs
 from nvpstore.codec.artifact import (
     coded_frames,
     decode_taps,
@@ -23,7 +24,7 @@ from nvpstore.codec.artifact import (
     store_latents,
     store_weights,
 )
-from nvpstore.codec.build import Architecture, Preset
+from nvpstore.codec.build import Architecture, Preset, build_architecture
 from nvpstore.codec.fit import FitProgress, FittedSegment, SegmentFit
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest.references import ReferenceBuilder, References
@@ -69,7 +70,6 @@ def psnr(mean_squared_error: NDArray[np.float64]) -> NDArray[np.float64]:
 def finish_segment(
     read: ReadSegment,
     span: SegmentSpan,
-    arch: Architecture,
     preset: Preset,
     tasks: Sequence[LoadedTask],
     *,
@@ -77,17 +77,28 @@ def finish_segment(
     device: str,
     seed: int,
     checkpoint: Path,
+    checkpoint_seconds: float,
     progress: Callable[[FitProgress], None],
 ) -> FinishedSegment:
     """Fit and measure the frames that `read` yields (it is called twice: frames are not kept).
 
     `size` is their (height, width).
     """
-    frames, pts, references = _gather(read, span, arch, tasks, size=size, seed=seed)
+    frames, pts, references = _gather(read, span, preset, tasks, size=size, seed=seed)
+    alike = alike_runs(frames, preset.alike_rms)
+    arch = build_architecture(*size, len(alike), preset)
     teaching = [refs for refs in references if refs.can_teach]  # a segment of one frame may have none
     terms = TaskTerms(teaching, arch, device=device, seed=seed) if teaching else None
     fitted = SegmentFit(
-        frames, arch, preset, terms_factory=terms, device=device, seed=seed, checkpoint=checkpoint
+        frames,
+        arch,
+        preset,
+        alike=alike,
+        terms_factory=terms,
+        device=device,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
     ).run(progress)
     weights = store_weights(fitted.decoder, segment=span.segment, steps=fitted.steps)
     latents = store_latents(fitted.latents, segment=span.segment, start_frame=span.start_frame, pts=pts)
@@ -116,13 +127,14 @@ def rgb_tensor(batch: FrameBatch) -> Tensor:
 def _gather(
     read: ReadSegment,
     span: SegmentSpan,
-    arch: Architecture,
+    preset: Preset,
     tasks: Sequence[LoadedTask],
     *,
     size: tuple[int, int],
     seed: int,
 ) -> tuple[Tensor, NDArray[np.int64], tuple[References, ...]]:
     """(frames at coded size float16 [t, 3, H, W], pts [t], references by task), in one pass."""
+    arch = build_architecture(*size, span.frames, preset)  # for the size that frames are coded at
     plans = [units_at_ingest(task.spec, start_frame=span.start_frame, frames=span.frames) for task in tasks]
     builders = [
         ReferenceBuilder(task, plan, size=size, seed=seed) for task, plan in zip(tasks, plans, strict=True)

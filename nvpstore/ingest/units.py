@@ -56,7 +56,7 @@ def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) 
     """Of the units that queries ask about, a `share` seen, at least one, spread evenly; of the others as many
     as have at most `measured` pictures, but at least one where any may be measured.
     """
-    units = torch.arange(frames)[:, None] if spec.clip is None else _asked_clips(spec.clip, frames)
+    units = units_asked(spec, frames=frames)
     seen = torch.zeros(len(units), dtype=torch.bool)
     seen[_spread(len(units), max(1, round(share * len(units))))] = True
     others = (~seen).nonzero().squeeze(1)
@@ -64,6 +64,11 @@ def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) 
     others = others[_spread(len(others), min(len(others), wanted))]
     chosen = torch.cat([seen.nonzero().squeeze(1), others]).sort().values
     return UnitPlan(frames=units[chosen], seen=seen[chosen])
+
+
+def units_asked(spec: TaskSpec, *, frames: int) -> Tensor:
+    """The units [u, t] of a segment of so many frames that queries ask about, in order."""
+    return torch.arange(frames)[:, None] if spec.clip is None else _asked_clips(spec.clip, frames)
 
 
 def _spread(count: int, wanted: int) -> Tensor:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from nvpstore.catalog import Catalog
 from nvpstore.codec.build import find_preset
+from nvpstore.codec.fit import CHECKPOINT_SECONDS
 from nvpstore.errors import CommitDropped, StoreError, UsageError
 from nvpstore.ingest.adding import AddRequest, AnsweredBySource, KeepAdded, prepare_added
 from nvpstore.ingest.named import registered_tasks
@@ -28,8 +29,15 @@ from nvpstore.video.source import digest_file, probe
 class Writer:
     """Each method returns the video's id, and whether there was something to do."""
 
-    def __init__(self, catalog: Catalog, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        on_progress: OnProgress | None = None,
+        *,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         self.catalog = catalog
+        self.checkpoint_seconds = checkpoint_seconds
         self.on_progress = on_progress or _ignored
 
     def ingest(
@@ -45,6 +53,7 @@ class Writer:
         keep_source: KeepSource,
         source_uri: str | None,
         refit: bool,
+        tone_map: bool,
     ) -> tuple[str, bool]:
         """Fit and commit a file, unless it is fitted already and not to be fitted anew."""
         find_preset(preset)
@@ -62,6 +71,7 @@ class Writer:
             keep_source=keep_source,
             source_uri=source_uri,
             refit=refit,
+            tone_map=tone_map,
         )
         return video_id, self._fit(request, loaded, video_id)
 
@@ -75,6 +85,7 @@ class Writer:
         recorded_at: datetime | None,
         keep_source: KeepAdded,
         source_uri: str | None,
+        tone_map: bool,
     ) -> tuple[str, bool]:
         """Register a file, unless it is there already."""
         if keep_source not in ("reference", "copy"):
@@ -91,6 +102,7 @@ class Writer:
             recorded_at=recorded_at,
             keep_source=keep_source,
             source_uri=source_uri,
+            tone_map=tone_map,
         )
         begun = self.catalog.snapshot()
         prepared = prepare_added(request, answered, on_frames=self._found)
@@ -135,6 +147,7 @@ class Writer:
             keep_source=keep_source or ("copy" if kept else "reference"),
             source_uri=None if kept else video.source_uri,
             refit=refit,
+            tone_map=True,  # asked when it was stored first
         )
         return video.video_id, self._fit(request, registered_tasks(self.catalog, tasks), video.video_id)
 
@@ -147,7 +160,12 @@ class Writer:
             if begun.base(video_id).fitted and not request.refit:
                 return False
             fit = Ingest(
-                request, tasks, log=self.catalog.log, work_dir=work_dir, on_progress=self.on_progress
+                request,
+                tasks,
+                log=self.catalog.log,
+                work_dir=work_dir,
+                on_progress=self.on_progress,
+                checkpoint_seconds=self.checkpoint_seconds,
             )
             try:
                 fit.run(video_id, lambda: self._base(video_id, begun=begun.number))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from torch import Tensor
 
 from nvpstore.archive import Archive
+from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import NvpError, SourceError, UsageError
 from nvpstore.ingest.pipeline import IngestProgress
 from nvpstore.storage.log import Log, LogDraft
 from tests.conftest import open_micro
-from tests.video.conftest import Clip, write_clip
+from tests.video.conftest import Clip, picture, write_clip
 
 pytestmark = pytest.mark.slow  # fits
 
@@ -87,6 +89,44 @@ class TestKindsOfClips:
         ]
         rows = archive.sql(FIRST.format("")).fetchall()
         assert [row[0] for row in rows] == list(range(video.frames))
+
+
+def test_a_camera_at_rest_is_stored_small_and_decoded_once(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = archive.ingest(clip(tmp_path, frames=24, name="moving.mp4"), preset="micro", tasks=())
+    still = archive.ingest(still_clip(tmp_path, frames=24), preset="micro", tasks=("labels",))
+    assert still.stored_bytes < 0.7 * moving.stored_bytes  # although it has adapters
+
+    decoded: list[int] = []
+    taps = Decoder.taps
+
+    def counted(self: Decoder, latents: Tensor, stages: Sequence[str]) -> Any:
+        decoded.append(len(latents))
+        return taps(self, latents, stages)
+
+    monkeypatch.setattr(Decoder, "taps", counted)
+    asked = (
+        "SELECT frame, label, score FROM labels(route := 'adapter') "
+        "WHERE rank = 1 AND video_id = ? ORDER BY 1"
+    )
+    rows = archive.sql(asked, params=[still.video_id]).fetchall()
+    assert [row[0] for row in rows] == list(range(24))
+    assert len({row[1:] for row in rows}) == 1
+    assert set(decoded) == {1}
+    assert sum(decoded) <= 24 // 4  # one of each batch
+
+
+def still_clip(folder: Path, *, frames: int) -> Path:
+    """One picture for all of it."""
+    path = folder / "still.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0, 96, 64), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
 
 
 def cut_clip(folder: Path, cut_at: int) -> Path:

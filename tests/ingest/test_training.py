@@ -38,7 +38,7 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     """A fitted clip, and a task that it has no routes of."""
-    micro: Micro = request.getfixturevalue("micro_s3" if request.param == "s3" else "micro")
+    micro: Micro = request.getfixturevalue(f"micro_{request.param}")
     return with_task(micro.copy(tmp_path))
 
 
