@@ -41,17 +41,30 @@ _BRIDGE_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a frame is asked, whichever frames are: `top` labels (0 where that means nothing) of a task."""
+    """What a frame is asked, whichever frames are: `top` labels (0 where that means nothing) of a task.
+
+    `steady`: by which weights and over which sampling answers were made steady; what a frame is then told
+    depends on the frames before it. Empty without a stabilizer.
+    """
 
     task: TaskRecord
     top: int
+    steady: str = ""
 
 
 def question_of(scan: Scan) -> Question | None:
     """What `scan` asks; None where answers are not kept: pictures for people, and what is not computed."""
     if scan.task is None or not scan.computes:
         return None
-    return Question(task=scan.task, top=top_of(scan) if scan.ranks else 0)
+    return Question(task=scan.task, top=top_of(scan) if scan.ranks else 0, steady=steady_id(scan))
+
+
+def steady_id(scan: Scan) -> str:
+    """What a scan's steadied answers depend on beside their frames: the weights, and how it samples."""
+    if scan.stabilizer is None:
+        return ""
+    options = scan.options
+    return f"{scan.stabilizer.sha256} every {options.every} stride {options.stride}"
 
 
 def result_id(question: Question, *, attempt: str, routes: str) -> str:
@@ -60,6 +73,8 @@ def result_id(question: Question, *, attempt: str, routes: str) -> str:
     `attempt` is the video's, `routes` that of its routes object ("" without one).
     """
     about = {"rows": ROW_FORMAT, "attempt": attempt, "routes": routes, "top": question.top, "dtype": DTYPE}
+    # Only where there is one, so that answers from before there were any keep their ids.
+    about |= {"steady": question.steady} if question.steady else {}
     return canonical_digest(about)[:_ID_DIGITS]
 
 
@@ -242,6 +257,9 @@ class Answers:
             covered, parts = self._covered(index, step, wanted)
             if parts:
                 covered, rows[index] = self._stored_rows(index, step, wanted, parts)
+                if self._plan.scans[index].stabilizer is not None and not covered.all():
+                    covered[:] = False  # memory begins at the first frame
+                    del rows[index]
             frames[index] = wanted[~covered]
         if not rows:
             return groups_of(self._plan, step)
@@ -254,7 +272,10 @@ class Answers:
         self, index: int, step: Step, wanted: Frames
     ) -> tuple[NDArray[np.bool_], list[IndexedAnswers]]:
         parts = [part for part in self._parts(index, step) if part.covered.holds(wanted).any()]
-        return _any_holds([part.covered for part in parts], wanted), parts
+        covered = _any_holds([part.covered for part in parts], wanted)
+        if self._plan.scans[index].stabilizer is not None and not covered.all():
+            return np.zeros_like(covered), []  # memory begins at the first frame: all of them, or none
+        return covered, parts
 
     def _parts(self, index: int, step: Step) -> list[IndexedAnswers]:
         known, key = self._of_scan[index], (step.video_id, step.segment)

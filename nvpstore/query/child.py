@@ -42,6 +42,7 @@ class Child:
         """`exit_code` says how the process ended, once its pipe has."""
         self._pipe, self._limits, self._stop, self._exit_code = pipe, limits, stop, exit_code
         self.pid: int | None = None  # known once it has begun
+        self._asked = False  # something whose last answer has not been read
 
     def begin(self, opening: bytes) -> bool:
         """The first word; False where the process had ended before. Raises StoreError: the index is gone."""
@@ -50,7 +51,18 @@ class Child:
             self.pid = int(_checked(self._message())[1:])
         except EOFError:
             return False
+        self._asked = False
         return True
+
+    def rest(self) -> bool:
+        """The query is over; whether the process can serve another one. It can be asked nothing more."""
+        if self._asked:
+            return False
+        try:
+            self._send("rest")
+            return json.loads(self._reply()[1:]) is True
+        except (NvpError, duckdb.Error):
+            return False
 
     # ------------------------------------------------------------ what may be asked
 
@@ -103,6 +115,7 @@ class Child:
         self._reply()
 
     def _send(self, word: str, *arguments: object, follows: memoryview | None = None) -> None:
+        self._asked = True
         try:
             self._pipe.send((word, *arguments))
             if follows is not None:
@@ -113,9 +126,11 @@ class Child:
     def _reply(self) -> bytes:
         """The next message. Raises the error that it tells, or why there is none."""
         try:
-            return _checked(self._message())
+            message = _checked(self._message())
         except EOFError:
             raise self._death() from None
+        self._asked = message[:1] == ROWS
+        return message
 
     def _message(self) -> bytes:
         """Raises EOFError where there is none any more."""

@@ -1,4 +1,7 @@
-"""Processes for queries of strangers: some wait ahead, and each serves one query and ends with it."""
+"""Processes for queries of strangers: some wait ahead, and each serves one query at a time.
+
+One whose query ended well, within its limits and with nothing left behind, serves again; all others end.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from nvpstore.query.forking import PACKET_BYTES
 from nvpstore.query.serving import ChildLimits, opening
 
 WARM = 2
+KEPT = 8  # of those that have served and wait
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 
 
@@ -124,7 +128,7 @@ class Children:
 
     @contextmanager
     def lend(self, connect: Connect, *, limits: ChildLimits, stop: threading.Event) -> Iterator[Child]:
-        """A child on the index that `connect` opens, for as long as the block runs; gone after it.
+        """A child on the index that `connect` opens, for as long as the block runs.
 
         `limits.memory_bytes` is what all that are lent may have together: this one gets half of what is free.
         Raises StoreError where no process can be started, or the index is gone.
@@ -134,12 +138,18 @@ class Children:
             spare, child = self._begun(what, mine, stop)
             try:
                 yield child
-            finally:
+            except BaseException:
+                spare.end()
+                raise
+            if child.rest():
+                spare.opened = what
+                self._keep(spare)
+            else:
                 spare.end()
 
     def _begun(self, what: bytes, limits: ChildLimits, stop: threading.Event) -> tuple[_Spare, Child]:
         # Those that waited may have ended: after an idle minute, or with the process that they come from.
-        for _ in range(self._warm + 2):
+        for _ in range(max(self._warm, KEPT) + 2):
             spare = self._take(what)
             child = _child(spare, limits, stop)
             try:
@@ -154,10 +164,18 @@ class Children:
     def _take(self, what: bytes) -> _Spare:
         with self._lock:
             self._fill(what)
-            best = next((spare for spare in self._spares if spare.opened == what), self._spares[0])
+            # One that has this index open; else one that has none; else the one that waited longest.
+            best = min(self._spares, key=lambda spare: (spare.opened != what, spare.opened != b""))
             self._spares.remove(best)
             self._fill(what)
             return best
+
+    def _keep(self, spare: _Spare) -> None:
+        with self._lock:
+            if spare.forker is self._forker and len(self._spares) < max(self._warm, KEPT):
+                self._spares.append(spare)
+                return
+        spare.end()
 
     def _fill(self, what: bytes) -> None:
         try:

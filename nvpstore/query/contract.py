@@ -15,7 +15,7 @@ from nvpstore.query.read_ahead import Fetching
 from nvpstore.query.routes import Route
 from nvpstore.query.sharing import Sharing
 from nvpstore.storage.ranges import Traffic
-from nvpstore.types import TaskRecord
+from nvpstore.types import StoredObject, TaskRecord
 
 
 class SegmentHandle(Protocol):
@@ -53,10 +53,28 @@ class Batch:
     end_ts: NDArray[np.float64] | None = None
 
 
+class SteadyHandle(Protocol):
+    """A stabilizer ready for use, and what it took to have it here."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steadied:
+    """Outputs of some frames, and the memory after the last of them, in `size_bytes` of memory."""
+
+    outputs: Any
+    memory: Any
+    size_bytes: int
+
+
 class Operators(Fetching, Protocol):
     """The tensor side of a query. Values between its methods are opaque to the planner and the runner;
-    `snapshot` is the one that the query was given. Used by several queries at once; `decode`, `adapt` and
-    `tail` by one at a time.
+    `snapshot` is the one that the query was given. Used by several queries at once; `decode`, `adapt`,
+    `tail` and `steady` by one at a time.
 
     Failures are `NvpError`s; anything else is a bug and ends the query whatever `on_error` says.
     """
@@ -91,6 +109,30 @@ class Operators(Fetching, Protocol):
 
     def tail(self, route: Any, features: Any) -> Any:
         """The rest of the backbone; the whole of it, preprocessing included, for pixels."""
+
+    def steadier(self, snapshot: Any, stored: StoredObject, task: TaskRecord | None) -> SteadyHandle:
+        """A stabilizer ready for use: of a task, or (None) of pictures."""
+
+    def steady(
+        self, steadier: Any, route: Any, features: Any, ts: NDArray[np.float64], before: Any
+    ) -> Steadied:
+        """What `tail` gives for the same `features` (None as `route`: pixels for `frames`), made steady one
+        frame after another: `ts` [t] are their times, `before` is the memory after those before them (None:
+        these are a segment's first).
+        """
+
+    def upscaled(
+        self,
+        snapshot: Any,
+        video_id: str,
+        segment: int,
+        frames: NDArray[np.int64],
+        *,
+        factor: int,
+        stabilizer: StoredObject | None,
+    ) -> Any:
+        """Pixels of a segment's `frames` [t], ascending, `factor` times as large as the source, made steady
+        before by a `stabilizer`. A function of their scene and place: whoever asks, the same."""
 
     def embed_texts(self, task: TaskRecord, texts: Sequence[str]) -> NDArray[np.float32] | None:
         """[n, d], of unit length, in the space of the task's embeddings; None: its model reads no text."""

@@ -218,7 +218,9 @@ def _uneven(plan: Plan, pairs: _Pairs) -> NDArray[np.int64]:
     for index, scan in enumerate(plan.scans):
         mine = pairs.scan == index
         masked[mine] = scan.scoped.mask_at[pairs.row[mine]] >= 0
-    samplings = {(scan.options.every, scan.options.stride, scan.options.clip) for scan in plan.scans}
+    samplings = {
+        (scan.options.every, scan.options.stride, scan.options.clip, scan.stabilizer) for scan in plan.scans
+    }
     odd = several & (masked | (len(samplings) > 1))
     return np.unique(pairs.step[odd])
 

@@ -125,6 +125,10 @@ def _options(scan: Scan) -> str:
         shown.append(f"every {float(options.every):g} s")
     if options.stride is not None:
         shown.append(f"stride {options.stride}")
+    if scan.stabilizer is not None:
+        shown.append("stabilized")
+    if options.upscale > 1:
+        shown.append(f"upscale {options.upscale}")
     if options.min_fidelity is not None:
         shown.append(f"min_fidelity {options.min_fidelity:g}")
     return "".join(f", {text}" for text in shown)
@@ -149,6 +153,13 @@ def _part_lines(scan: Scan, part: Part) -> list[str]:
         where = f"from cut {part.route.cut}" if part.route.route == "adapter" else "whole backbone"
         rest = None if part.gflops is None else max(0.0, part.gflops - part.decode_gflops)
         lines.append(_line("Tail", f"{where}  {_gflops(rest, unit)}"))
+    if scan.stabilizer is not None:
+        at = len(lines) if scan.task is not None else len(lines) - 1
+        what = f"from each segment's first {unit} on, one after another  {_size(scan.stabilizer.size_bytes)}"
+        lines.insert(at, _line("Steady", what))
+    if scan.options.upscale > 1:
+        what = f"{scan.options.upscale} times the size, in stretches of a scene's frames"
+        lines.insert(len(lines) - 1, _line("Upscale", what))
     return _tree(head, [[line] for line in lines])
 
 
@@ -267,6 +278,8 @@ def _scan_dict(scan: Scan, left: Scan | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "table": scan.task.name if scan.task is not None else "frames",
         "version": scan.task.version if scan.task is not None else None,
+        "stabilizer": None if scan.stabilizer is None else scan.stabilizer.sha256,
+        "upscale": scan.options.upscale,
         "clip": None if scan.options.clip is None else asdict(scan.options.clip),
         "frames": scan.frames,
         "answered_frames": None if left is None else scan.frames - left.frames,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from operator import itemgetter
@@ -18,7 +18,8 @@ from nvpstore.query.names import CATALOG_VIEWS
 from nvpstore.query.places import Places
 from nvpstore.query.routes import Route
 from nvpstore.query.rows_at import BySegment, RowsAt
-from nvpstore.types import RGB_STAGE, ByteRange, TaskRecord
+from nvpstore.storage.keys import STABILIZERS_PREFIX, parse_key
+from nvpstore.types import RGB_STAGE, ByteRange, StoredObject, TaskRecord
 
 Key = tuple[str, int]  # (video_id, segment)
 
@@ -56,13 +57,15 @@ class SegmentFacts:
 class Whole:
     """What planning asks of an index as a whole, whatever the query is.
 
-    `tasks` newest first; how many `frames` and `segments` there are; by public view its `columns`.
+    `tasks` newest first; how many `frames` and `segments` there are; by public view its `columns`;
+    `stabilizers` by name and version.
     """
 
     tasks: tuple[TaskRecord, ...]
     frames: int
     segments: int
     columns: Mapping[str, frozenset[str]]
+    stabilizers: Mapping[tuple[str, str], StoredObject] = field(default_factory=dict)
 
 
 _WHOLES: WeakKeyDictionary[object, Whole] = WeakKeyDictionary()
@@ -89,6 +92,7 @@ def load_whole(con: duckdb.DuckDBPyConnection) -> Whole:
         frames=frames,
         segments=segments,
         columns=columns_of(con, CATALOG_VIEWS),
+        stabilizers=load_stabilizers(con),
     )
 
 
@@ -109,6 +113,18 @@ def load_tasks(con: duckdb.DuckDBPyConnection) -> list[TaskRecord]:
         )
         for name, version, kind, cuts, labels, spec in rows
     ]
+
+
+def load_stabilizers(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], StoredObject]:
+    """Those in force, by the name and version that they are of."""
+    rows = con.execute(
+        "SELECT key, size_bytes, sha256 FROM idx.store.objects WHERE owner = '' AND replaced_at IS NULL"
+        " AND starts_with(key, ?)",
+        [STABILIZERS_PREFIX],
+    ).fetchall()
+    found = [StoredObject(key=key, size_bytes=size, sha256=digest) for key, size, digest in rows]
+    parsed = [parse_key(obj.key) for obj in found]
+    return {(key.name, key.version): obj for key, obj in zip(parsed, found, strict=True)}
 
 
 class Stored:

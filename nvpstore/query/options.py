@@ -26,7 +26,8 @@ ImageFormat = Literal["png", "jpg", "webp"]
 class TableOptions:
     """What a query asks of one task table. `every` in seconds, exact; `stride` in frames.
 
-    `top` and `min_fidelity` mean nothing to `frames`; `image_format` means nothing to a task. `clip` is not
+    `top` and `min_fidelity` mean nothing to `frames`; `image_format` and `upscale` mean nothing to a task.
+    `clip` is not
     asked for: it is how the table's task samples.
     """
 
@@ -37,6 +38,8 @@ class TableOptions:
     on_error: Literal["error", "skip"] = "error"
     route: RouteName | None = None
     image_format: ImageFormat = "png"
+    stabilize: bool = False
+    upscale: int = 1
     clip: Clip | None = None
 
     def __post_init__(self) -> None:
@@ -128,17 +131,16 @@ def _word(*allowed: str) -> Callable[[Any], str]:
     return read
 
 
-def _stabilize(value: Any) -> None:
+def _stabilize(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false")
-    if value:
-        raise QueryError("not available yet: no stabilizer is stored")
+    return value
 
 
-def _upscale(value: Any) -> None:
+def _upscale(value: Any) -> int:
     if value not in (2, 4):
         raise ValueError("2 or 4")
-    raise QueryError("not available yet: no upscaler is stored")
+    return int(value)
 
 
 Readers = Mapping[str, Callable[[Any], Any]]
@@ -161,7 +163,6 @@ FRAMES_OPTIONS: Readers = {
     "route": _word("pixel", "source"),
 }
 _FIELDS = {"format": "image_format"}
-_NOT_STORED = ("stabilize", "upscale")  # checked, but there is nothing yet to carry into a plan
 
 
 def read_options(arguments: Sequence[exp.Expr], *, table: str) -> TableOptions:
@@ -185,8 +186,7 @@ def read_options(arguments: Sequence[exp.Expr], *, table: str) -> TableOptions:
         values[name] = _read(argument, readers[name], name=name)
     if "every" in values and "stride" in values:
         raise fault(arguments[-1], f"every and stride of {table} exclude each other: give one of them")
-    kept = {_FIELDS.get(name, name): value for name, value in values.items() if name not in _NOT_STORED}
-    return TableOptions(**kept)
+    return TableOptions(**{_FIELDS.get(name, name): value for name, value in values.items()})
 
 
 def _read(argument: exp.Expr, reader: Callable[[Any], Any], *, name: str) -> Any:

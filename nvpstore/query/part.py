@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nvpstore.errors import UsageError
 from nvpstore.query.answers import question_of
 from nvpstore.query.cost import estimate
 from nvpstore.query.measured import Measured
-from nvpstore.query.plan import STEP_SCHEMA, Key, Plan, Step, steps_of
+from nvpstore.query.places import in_order
+from nvpstore.query.plan import STEP_SCHEMA, Key, Plan
 from nvpstore.query.request import Request
 from nvpstore.query.run import planned, runner_of
 
-WORK_SCHEMA = pa.schema([("video_id", pa.string()), ("segment", pa.int32()), ("frames", pa.int64())])
+KEY_SCHEMA = pa.schema([("video_id", pa.string()), ("segment", pa.int32())])
+WORK_SCHEMA = KEY_SCHEMA.append(pa.field("frames", pa.int64()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,29 +78,32 @@ def answer_part(request: Request, keys: Collection[Key]) -> Measured:
 
 def kept(plan: Plan) -> Plan:
     """`plan` without what no answers are kept of: pictures for people."""
-    scans = frozenset(i for i, scan in enumerate(plan.scans) if question_of(scan) is not None)
-    if len(scans) == len(plan.scans):
+    scans = [i for i, scan in enumerate(plan.scans) if question_of(scan) is not None]
+    if len(scans) == len(plan.scans) or not plan.steps.num_rows:
         return plan
-    steps = (replace(step, scans=tuple(sorted(scans.intersection(step.scans)))) for step in _steps(plan))
-    return replace(plan, steps=_table(step for step in steps if step.scans))
+    steps = plan.steps.combine_chunks()
+    lists = steps["scans"].combine_chunks()
+    flat = pc.list_flatten(lists)
+    some = np.isin(flat.to_numpy(), scans)
+    counts = np.bincount(pc.list_parent_indices(lists).to_numpy()[some], minlength=len(lists))
+    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    left = pa.ListArray.from_arrays(ends, flat.filter(pa.array(some)))
+    at = STEP_SCHEMA.get_field_index("scans")
+    narrowed = steps.set_column(at, STEP_SCHEMA.field(at), left)
+    return replace(plan, steps=narrowed.filter(pa.array(counts > 0)))
 
 
 def only(plan: Plan, keys: Collection[Key]) -> Plan:
     """`plan` with the steps of these segments alone."""
-    return replace(plan, steps=_table(step for step in _steps(plan) if (step.video_id, step.segment) in keys))
-
-
-def _steps(plan: Plan) -> Iterator[Step]:
-    for batch in plan.steps.to_batches(max_chunksize=4096):
-        yield from steps_of(batch)
-
-
-def _table(steps: Iterator[Step]) -> pa.Table:
-    rows = [
-        {"video_id": s.video_id, "segment": s.segment, "source": s.source, "scans": list(s.scans)}
-        for s in steps
-    ]
-    return pa.Table.from_pylist(rows, schema=STEP_SCHEMA)
+    if not plan.steps.num_rows:
+        return plan
+    wanted = pa.table(
+        [[video_id for video_id, _ in keys], [segment for _, segment in keys]], schema=KEY_SCHEMA
+    )
+    places = in_order(wanted)[1]
+    ids = plan.steps["video_id"].combine_chunks().cast(pa.string())
+    rows = places.rows(ids, plan.steps["segment"].to_numpy())
+    return replace(plan, steps=plan.steps.filter(pa.array(rows >= 0)))
 
 
 def _frames(plan: Plan) -> pa.Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import duckdb
@@ -34,7 +34,7 @@ from nvpstore.query.safety import Locked
 from nvpstore.query.sample import SMALL, Scoped, scoped_segments, timing_rows
 from nvpstore.query.scans import Chosen, Scan, Skipped, top_of
 from nvpstore.query.scope import find_scopes
-from nvpstore.query.versions import by_clips, resolve_task
+from nvpstore.query.versions import by_clips, resolve_stabilizer, resolve_task
 from nvpstore.types import RGB_STAGE, TaskRecord
 
 _NAMED = 5  # segments in an error's message
@@ -147,7 +147,9 @@ def build_plan(
     for table in (by_clips(table, records[table.relation]) for table in query.tables):
         scoped = scoped_segments(con, scopes[table.relation], table.options, asking=asking)
         used = read_columns(table.columns, schemas[table.relation].names)
-        scans.append(_scan(table, records[table.relation], used, scoped=scoped, con=con))
+        scan = _scan(table, records[table.relation], used, scoped=scoped, con=con)
+        steady = resolve_stabilizer(table, scan.task, index.stabilizers)
+        scans.append(replace(scan, stabilizer=steady))
     enough = enough_rows(query, columns)
     return Plan(
         scans=tuple(scans),
@@ -277,10 +279,15 @@ def steps_of(rows: pa.RecordBatch | pa.Table) -> Iterator[Step]:
 
 
 def groups_of(plan: Plan, step: Step) -> list[Group]:
-    """The frames of `step`, grouped by the scans that read them; clips of equal length and stride apart."""
-    alike: dict[Clip | None, list[int]] = {}
+    """The frames of `step`, grouped by the scans that read them; clips of equal length and stride apart.
+
+    A scan with a stabilizer has a group of its own, in which it meets its frames in their order.
+    """
+    alike: dict[tuple[Clip | None, int | None], list[int]] = {}
     for index in step.scans:
-        alike.setdefault(plan.scans[index].options.clip, []).append(index)
+        scan = plan.scans[index]
+        alone = None if scan.stabilizer is None else index
+        alike.setdefault((scan.options.clip, alone), []).append(index)
     return [group for scans in alike.values() for group in _alike_groups(plan, step, scans)]
 
 

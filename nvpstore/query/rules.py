@@ -22,6 +22,8 @@ Rows = NDArray[np.int64]
 def merge_equal_scans(plan: Plan) -> Plan:
     """Scans of the same task version with the same options are one over the union of their frames.
 
+    Of stabilized ones both begin at each segment's first frame, and so does their union.
+
     Each relation then holds rows that it did not ask for; DuckDB applies its predicate anyway.
     """
     merged: list[Scan] = []

@@ -308,12 +308,23 @@ def _masks(
         keep = _kept(asking, scope, part, found, options)
         if keep is None:
             return None
+        if options.stabilize:
+            keep = _from_the_start(found, keep, sampled(part, found, options))
         bits = np.zeros(8 * int(sizes[low:high].sum()), dtype=np.bool_)
         place = found.frame - part["start_frame"].to_numpy()[found.owner]
         bits[8 * (starts[low:high] - starts[low])[found.owner] + place] = keep
         parts.append(np.packbits(bits))
         counts[low:high] = np.bincount(found.owner[keep], minlength=high - low)
     return np.concatenate(parts), starts, counts
+
+
+def _from_the_start(
+    found: Enumerated, keep: NDArray[np.bool_], sampled_frames: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Of each segment all sampled frames up to the last in `keep`: memory is built up from the first one."""
+    last = np.full(int(found.owner[-1]) + 1 if len(found.owner) else 0, -1, dtype=np.int64)
+    np.maximum.at(last, found.owner[keep], found.frame[keep])
+    return sampled_frames & (found.frame <= last[found.owner])
 
 
 def _kept(

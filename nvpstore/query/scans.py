@@ -17,7 +17,7 @@ from nvpstore.query.parse import FRAMES
 from nvpstore.query.relation import RANKED, must_compute
 from nvpstore.query.routes import Route
 from nvpstore.query.sample import Scoped
-from nvpstore.types import TaskRecord
+from nvpstore.types import StoredObject, TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,9 @@ class Chosen:
 class Scan:
     """The rows of one task (None: of `frames`) that a query needs, computed once for all `relations`.
 
-    `scoped` and `chosen` are columns over its segments. `columns` are those that are read. What is asked of
-    single segments (`routes`, `work_of`) is read from the index some segments at a time.
+    `scoped` and `chosen` are columns over its segments. `columns` are those that are read. With a
+    `stabilizer`, a segment's frames in scope are all sampled ones up to the last that is needed. What is
+    asked of single segments (`routes`, `work_of`) is read from the index some segments at a time.
     """
 
     relations: tuple[str, ...]
@@ -62,6 +63,7 @@ class Scan:
     chosen: Chosen
     details: Details
     skipped: tuple[Skipped, ...] = ()
+    stabilizer: StoredObject | None = None
 
     @property
     def kind(self) -> str:

@@ -10,17 +10,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nvpstore.query.answers import steady_id
 from nvpstore.query.chunks import batches, fitting_frames
-from nvpstore.query.contract import Batch, RouteHandle, SegmentHandle
+from nvpstore.query.contract import Batch, RouteHandle, SegmentHandle, Steadied, SteadyHandle
 from nvpstore.query.flights import Ask, weights_key
 from nvpstore.query.plan import Group, Step, deepest
 from nvpstore.query.routes import Route
 from nvpstore.query.rows import attach
 from nvpstore.query.scheduler import Cancelled
 from nvpstore.query.shelves import Shelf
-from nvpstore.types import RGB_STAGE
+from nvpstore.types import RGB_STAGE, StoredObject
 
 if TYPE_CHECKING:
+    from nvpstore.query.plan import Scan
     from nvpstore.query.steps import Runner
 
 
@@ -47,6 +49,8 @@ class SegmentWork:
         self._groups = groups
         self._alive = set(step.scans)
         self._routes: dict[int, RouteHandle] = {}
+        self._steadiers: dict[int, SteadyHandle] = {}
+        self._memories: dict[int, Any] = {}  # of scans with a stabilizer, after their frames so far
         scans = {index: runner.plan.scans[index] for index in step.scans}
         self._work = {index: scan.work_of(self.key) for index, scan in scans.items()}
         self._chosen = {index: scan.routes[self.key] for index, scan in scans.items()}
@@ -103,6 +107,7 @@ class SegmentWork:
             frame_bytes, start = operators.source_frame_bytes(self.runner.snapshot, self.step.video_id), 0
         else:
             frame_bytes, start = operators.frame_bytes(self.handle, group.taps), self.handle.start_frame
+        frame_bytes *= max(self.runner.plan.scans[index].options.upscale for index in group.scans) ** 2
         fit = fitting_frames(
             self.runner.batch_frames, frame_bytes=frame_bytes, room_bytes=self.runner.limits.batch_bytes
         )
@@ -148,12 +153,12 @@ class SegmentWork:
 
     def _load_routes(self) -> None:
         for index in sorted(self._alive):
-            scan = self.runner.plan.scans[index]
-            if scan.task is None:
-                continue
-            route = self._chosen[index]
+            scan, route = self.runner.plan.scans[index], self._chosen[index]
             try:
-                self._load(index, route)
+                if scan.task is not None:
+                    self._load(index, route)
+                if scan.stabilizer is not None:
+                    self._load_steadier(index, scan.stabilizer)
             except Cancelled:
                 raise
             except Exception as cause:
@@ -176,6 +181,24 @@ class SegmentWork:
         )
         self._routes[index] = taken.value
         runner.note_route(route, taken)
+
+    def _load_steadier(self, index: int, stored: StoredObject) -> None:
+        runner = self.runner
+
+        def load() -> SteadyHandle:
+            with runner.measured.timed("fetch"):
+                return runner.operators.steadier(runner.snapshot, stored, runner.plan.scans[index].task)
+
+        taken = runner.sharing.once(
+            ("stabilizer", stored.sha256),
+            load,
+            shelf=Shelf.WEIGHTS,
+            size=lambda handle: int(handle.size_bytes),
+            check=runner.check,
+        )
+        self._steadiers[index] = taken.value
+        if taken.made:
+            runner.measured.traffic += taken.value.traffic
 
     # ------------------------------------------------------------ batches
 
@@ -202,14 +225,17 @@ class SegmentWork:
         route, options = self._chosen[index], scan.options
         places = np.searchsorted(self._work[index]["frame"].to_numpy(), batch.frames)
         work = self._work[index].take(pa.array(places))
+        # Not only where rows are to be made: what another query left in memory has no memory of the frames.
+        steady = scan.stabilizer is not None and options.upscale == 1
+        steadied = self._steadied(index, route, batch, work) if steady else None
 
         def answer() -> pa.Table:
-            outputs = self._outputs(index, route, batch)
+            outputs = self._outputs(index, route, batch) if steadied is None else steadied.outputs
             with runner.measured.timed("rows"):
                 return runner.operators.rows(scan, outputs, batch.described(work["ts"].to_numpy()))
 
         version = None if scan.task is None else scan.task.version
-        asked = (version, scan.columns, options.top, options.image_format)
+        asked = (version, scan.columns, options.top, options.image_format, options.upscale, steady_id(scan))
         rows = self.once(
             ("rows", *asked, *_route_key(route), batch.key), answer, size=lambda t: int(t.nbytes)
         )
@@ -219,6 +245,8 @@ class SegmentWork:
     def _outputs(self, index: int, route: Route, batch: _Batch) -> Any:
         """The task's outputs; pixels for `frames`."""
         scan = self.runner.plan.scans[index]
+        if scan.task is None and scan.options.upscale > 1:
+            return self._upscaled(scan, batch)
         if scan.task is None:
             return batch.features[RGB_STAGE]
         key = ("outputs", scan.task.version, *_route_key(route), batch.key)
@@ -227,6 +255,41 @@ class SegmentWork:
             lambda: self._answered(self._routes[index], route, batch.features),
             size=self.runner.operators.size_bytes,
         )
+
+    def _upscaled(self, scan: Scan, batch: _Batch) -> Any:
+        """Pixels of larger pictures: of the whole scene's frames, not of the batch's alone."""
+        runner = self.runner
+        batch.made = len(batch.frames)
+        with runner.sharing.scheduler.device(runner.check), runner.measured.timed("tail"):
+            return runner.operators.upscaled(
+                runner.snapshot,
+                *self.key,
+                batch.frames,
+                factor=scan.options.upscale,
+                stabilizer=scan.stabilizer,
+            )
+
+    def _steadied(self, index: int, route: Route, batch: _Batch, work: pa.Table) -> Steadied:
+        """The same, made steady by what was remembered of the scan's frames before this batch."""
+        runner, scan = self.runner, self.runner.plan.scans[index]
+        before, handle = self._memories.get(index), self._steadiers[index]
+
+        def answer() -> Steadied:
+            features, ts = batch.features, work["ts"].to_numpy()
+            with runner.sharing.scheduler.device(runner.check):
+                start = features[RGB_STAGE] if route.route != "adapter" else None
+                if start is None:
+                    with runner.measured.timed("adapt"):
+                        taps = {stage: features[stage] for stage in route.stages}
+                        start = runner.operators.adapt(taps, self._routes[index])
+                with runner.measured.timed("tail"):
+                    return runner.operators.steady(handle, self._routes.get(index), start, ts, before)
+
+        version = None if scan.task is None else scan.task.version
+        key = ("steadied", version, steady_id(scan), *_route_key(route), batch.key)
+        steadied: Steadied = self.once(key, answer, size=lambda value: int(value.size_bytes))
+        self._memories[index] = steadied.memory
+        return steadied
 
     def _answered(self, handle: RouteHandle, route: Route, features: Mapping[str, Any]) -> Any:
         """`features` through the route: adapter and tail, or the whole backbone."""

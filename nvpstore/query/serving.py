@@ -1,4 +1,4 @@
-"""A child's side: one query's DuckDB in a process of its own, asked through a pipe until the pipe ends.
+"""A child's side: DuckDB for one query at a time in a process of its own, asked through a pipe until it ends.
 
 A request is a pickled tuple, its first item the name of a method of `_Desk`; rows that go with it follow as
 an Arrow stream. What comes back begins with one of the bytes below. The parent trusts nothing of it: it is
@@ -34,6 +34,8 @@ MOST_ROW_BYTES = 64 << 20
 MOST_MESSAGE_BYTES = MOST_ROW_BYTES + (1 << 20)
 _SPILL = "2GiB"  # of each child, on disk
 _CHUNK_ROWS = 2048  # as many as DuckDB computes at once
+_MOST_QUERIES = 256  # of one process: what a library leaks does not add up for ever
+_MOST_GROWTH_BYTES = 128 << 20  # of a process that serves again
 _MOST_TEXT = 4000
 _SPARE_BYTES = 512 << 20  # thread stacks and arenas, most of it never touched
 
@@ -78,7 +80,10 @@ class _Desk:
         self.opened = b""
         self.begun = False
         self._pipe, self._folder = pipe, folder
-        self._con: duckdb.DuckDBPyConnection | None = None
+        self._index: duckdb.DuckDBPyConnection | None = None
+        self._cursor: duckdb.DuckDBPyConnection | None = None  # a query's own: nothing of it stays
+        self._served = 0
+        self._first_bytes = 0  # of memory, when the first query began
 
     def answer(self, word: str, arguments: Sequence[object]) -> None:
         """Do what is asked, and say that it is done or what went wrong."""
@@ -99,8 +104,8 @@ class _Desk:
 
     @property
     def con(self) -> duckdb.DuckDBPyConnection:
-        assert self._con is not None, "opened before anything is asked"
-        return self._con
+        assert self._cursor is not None, "begun before anything is asked"
+        return self._cursor
 
     def prepare(self, what: bytes) -> None:
         """Open an index ahead. Nothing is answered: what goes wrong goes wrong again with the query."""
@@ -111,12 +116,12 @@ class _Desk:
         """Connect to an index, as `opening` says; nothing where that is done."""
         if what == self.opened:
             return
-        if self._con is not None:
-            self._con.close()
+        if self._index is not None:
+            self._index.close()
         connect, threads = pickle.loads(what)
-        self._con = connect()
+        self._index = connect()
         lock_down(
-            self.con,
+            self._index,
             memory_limit=f"{FLOOR_BYTES >> 10}KiB",
             threads=threads,
             temp_folder=self._folder,
@@ -133,12 +138,26 @@ class _Desk:
         From here on the system itself enforces limits.
         """
         self._open(what)
+        assert self._index is not None, "opened"
         self.begun = True
+        self._served += 1
+        self._first_bytes = self._first_bytes or _memory_bytes()
+        self._cursor = self._index.cursor()
         self.con.execute(f"SET memory_limit = '{limits.memory_bytes >> 10}KiB'")
         _limit_memory(limits.memory_bytes + _SPARE_BYTES)
         if limits.seconds is not None:
             _limit_time(limits.seconds * limits.threads)
         return os.getpid()
+
+    def rest(self) -> bool:
+        """The query is over; whether this process can serve another one as if it had served none."""
+        self.con.close()
+        self._cursor, self.begun = None, False
+        assert self._index is not None, "opened"
+        self._index.execute(f"SET memory_limit = '{FLOOR_BYTES >> 10}KiB'")
+        spilled = self._folder.exists() and any(self._folder.iterdir())
+        grown = _memory_bytes() - self._first_bytes > _MOST_GROWTH_BYTES
+        return not spilled and not grown and self._served < _MOST_QUERIES
 
     def register(self, name: str, size_bytes: int) -> None:
         """The rows follow."""
@@ -192,18 +211,23 @@ def parts(batch: pa.RecordBatch, *, most_rows: int) -> Iterator[pa.RecordBatch]:
 # ---------------------------------------------------------------- limits of the system
 
 
+def _memory_bytes() -> int:
+    """Of address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def _limit_memory(size_bytes: int, *, more: bool = False) -> None:
     """At most `size_bytes` beyond what the process has now; `more` beyond what it was allowed before."""
     allowed, hard = resource.getrlimit(resource.RLIMIT_AS)
     if not more:
-        allowed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        allowed = _memory_bytes()
     elif allowed == resource.RLIM_INFINITY:
         return
     resource.setrlimit(resource.RLIMIT_AS, (allowed + size_bytes, hard))
 
 
 def _limit_time(cpu_seconds: float) -> None:
+    """SIGXCPU ends the process after that; only the soft limit, as the next query's is later."""
     spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    seconds = math.ceil(spent + cpu_seconds) + 1
-    # The signal that tells why comes at the first of the two, SIGKILL at the second.
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent + cpu_seconds) + 1, hard))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nvpstore.errors import QueryError
@@ -11,7 +11,8 @@ from nvpstore.query.names import FRAMES
 from nvpstore.query.options import DEFAULT_TOP, suggestion
 from nvpstore.query.parse import TaskTable
 from nvpstore.query.text_calls import EMBED_TEXT, TextCall
-from nvpstore.types import TaskRecord
+from nvpstore.storage.keys import PICTURES
+from nvpstore.types import StoredObject, TaskRecord
 
 
 def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | None:
@@ -22,6 +23,25 @@ def resolve_task(table: TaskTable, tasks: Sequence[TaskRecord]) -> TaskRecord | 
     if task.labels and top > len(task.labels) and top != DEFAULT_TOP:
         raise QueryError(f"{table.where}: top := {top}: {task.name} has {len(task.labels)} labels")
     return task
+
+
+def resolve_stabilizer(
+    table: TaskTable, task: TaskRecord | None, stored: Mapping[tuple[str, str], StoredObject]
+) -> StoredObject | None:
+    """The stabilizer of the table's task version, or of pictures; None where the table asks for none.
+
+    Raises QueryError where none is stored.
+    """
+    if not table.options.stabilize:
+        return None
+    found = stored.get((FRAMES, PICTURES) if task is None else (task.name, task.version))
+    if found is None:
+        version = "" if task is None else f"@{task.version[:8]}"
+        raise QueryError(
+            f"{table.where}: stabilize := true: the archive has no stabilizer of {table.task}{version}; "
+            f"nvp tasks stabilize {table.task} trains one"
+        )
+    return found
 
 
 def text_task(call: TextCall, tasks: Sequence[TaskRecord]) -> TaskRecord:

@@ -75,5 +75,5 @@ def test_engines_have_names() -> None:
     assert isinstance(made_engine("local", workers=3), ProcessEngine)
     with pytest.raises(UsageError, match="0 workers: at least 1"):
         made_engine("local", workers=0)
-    with pytest.raises(UsageError, match="local, ray are allowed"):
+    with pytest.raises(UsageError, match="local, processes, ray are allowed"):
         made_engine("spark", workers=1)  # type: ignore[arg-type]

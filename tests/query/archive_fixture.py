@@ -24,6 +24,7 @@ import nvpstore.catalog
 from nvpstore.catalog.connections import Connections, Terms
 from nvpstore.config import Settings
 from nvpstore.query.asking import Connect
+from nvpstore.query.contract import Steadied
 from nvpstore.query.index import load_tasks
 from nvpstore.query.parse import parse
 from nvpstore.query.plan import Scan, resolve_task, top_of
@@ -34,11 +35,13 @@ from nvpstore.query.routes import Route
 from nvpstore.query.run import execute
 from nvpstore.query.sharing import Sharing
 from nvpstore.query.steps import Batch
+from nvpstore.storage.keys import PICTURES
 from nvpstore.storage.ranges import Traffic
-from nvpstore.types import ByteRange, TaskRecord
+from nvpstore.types import ByteRange, StoredObject, TaskRecord
 
 CATALOG = Path(nvpstore.catalog.__file__).parent
 LABELS = ("cat", "dog", "car", "bike", "tree", "person", "boat", "bird")
+ATTEMPT = "01M7YGENEA4WME18CAPTYWDMBT"
 STAGES = ("0", "1", "2", "3", "rgb")
 STAGE_BYTES = (1000, 2000, 4000, 8000, 1600)
 STAGE_GFLOPS = (0.01, 0.03, 0.08, 0.3, 0.5)
@@ -173,6 +176,9 @@ def build_index(path: Path) -> FixtureSnapshot:
     for name, version, kind, labels, number in TASKS:
         _insert(con, "tasks", name=name, version=version, kind=kind, cuts=3, labels=list(labels),
                 spec=spec_of(name), log_number=number)  # fmt: skip
+    for name, version in [*((task[0], task[1]) for task in TASKS), ("frames", PICTURES)]:
+        key = f"stabilizers/{name}/{version}/{ATTEMPT}.safetensors"
+        _insert(con, "objects", owner="", key=key, size_bytes=1000, sha256=f"s{version}", log_number=1)
     con.close()
     return FixtureSnapshot(path)
 
@@ -267,6 +273,12 @@ class FakeRoute:
     traffic: Traffic
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeSteadier:
+    size_bytes: int = 10
+    traffic: Traffic = field(default_factory=Traffic)
+
+
 @dataclass(slots=True)
 class FakeHeld:
     segment: tuple[str, int, str] | None
@@ -287,6 +299,7 @@ class CountingOperators:
     read: Counter[tuple[str, int]] = field(default_factory=Counter)
     deepest: list[tuple[str, ...]] = field(default_factory=list)
     tails: int = 0
+    steadied: int = 0
     source_frames: int = 0
     batches: list[int] = field(default_factory=list)
     sharing: Sharing = field(default_factory=Sharing)
@@ -355,7 +368,27 @@ class CountingOperators:
         self.tails += len(features) // route.scan.pictures
         return features
 
+    def steadier(self, snapshot: Any, stored: StoredObject, task: Any) -> FakeSteadier:
+        version = PICTURES if task is None else task.version
+        assert stored.sha256 == f"s{version}", "the stabilizer of another task"
+        return FakeSteadier()
+
+    def steady(
+        self, steadier: FakeSteadier, route: Any, features: Any, ts: Any, before: int | None
+    ) -> Steadied:
+        """What is remembered is how many frames there were."""
+        self.steadied += len(ts)
+        first = before or 0
+        outputs = (features, range(first, first + len(ts)))
+        return Steadied(outputs=outputs, memory=first + len(ts), size_bytes=100)
+
     def rows(self, scan: Scan, outputs: Any, batch: Batch) -> pa.Table:
+        if scan.stabilizer is not None:
+            outputs, before = outputs
+            version = scan.task.version if scan.task else ""
+            return steady_answers(
+                scan.kind, version, batch.video_id, batch.frames, before, top_of(scan), end_ts=batch.end_ts
+            )
         assert np.array_equal(outputs, pictures(scan.task, batch, self.times, self.start_frame))
         version = scan.task.version if scan.task else ""
         return answers(scan.kind, version, batch.video_id, batch.frames, top_of(scan), end_ts=batch.end_ts)
@@ -380,6 +413,25 @@ def answers(kind: str, version: str, video_id: str, frames: Any, top: int, *, en
         for row in _answer(kind, version, video_id, int(frame), top)
     ]
     return pa.Table.from_pylist(rows, schema=output_schema(kind))
+
+
+def steady_answers(
+    kind: str,
+    version: str,
+    video_id: str,
+    frames: Any,
+    before: Sequence[int],
+    top: int,
+    *,
+    end_ts: Any = None,
+) -> pa.Table:
+    """What a frame is answered hangs on how many sampled frames of its segment were `before` it, too."""
+    ends = [None] * len(frames) if end_ts is None else [[end] for end in end_ts]
+    tables = [
+        answers(kind, f"{version} {count}", video_id, [frame], top, end_ts=end)
+        for frame, count, end in zip(frames, before, ends, strict=True)
+    ]
+    return pa.concat_tables([output_schema(kind).empty_table(), *tables])
 
 
 @functools.cache

@@ -27,7 +27,7 @@ def all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
 
     with pytest.MonkeyPatch.context() as patch, few_threads():
         patch.setenv("NVP_FACTORIES", FACTORIES)
-        patch.setattr(Preset, "epochs_for", lambda *_: 2)  # what is seen of the video does not matter
+        patch.setattr(Preset, "epochs_for", lambda *_, **__: 2)  # what is seen of the video does not matter
         return make(tmp_path_factory.mktemp("kinds"))
 
 

@@ -6,8 +6,8 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,11 +212,6 @@ class TestEnds:
             with pytest.raises(QueryError):
                 list(stream(snapshot, f"SELECT frame FROM labels WHERE {where}", children, seconds=2))
 
-    def test_each_process_serves_one_query(self, snapshot: FixtureSnapshot, children: Children) -> None:
-        pids = Counter(_pid_of(snapshot, children) for _ in range(3))
-        assert len(pids) == 3
-        _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-
     def test_after_a_query_whose_process_died_the_next_one_is_answered(
         self, snapshot: FixtureSnapshot, children: Children
     ) -> None:
@@ -251,6 +246,66 @@ class TestEnds:
             stop.set()
             with pytest.raises(Cancelled):
                 child.rows("SELECT count(*) FROM range(100000000000)")
+
+
+class TestServingAgain:
+    @pytest.fixture
+    def own(self) -> Iterator[Children]:
+        """One process, so that it is plain who serves next."""
+        made = Children(warm=1)
+        yield made
+        made.close()
+
+    def test_a_process_whose_query_ended_well_serves_the_next(
+        self, snapshot: FixtureSnapshot, own: Children
+    ) -> None:
+        pids = {_pid_of(snapshot, own) for _ in range(20)}
+        assert len(pids) <= 2  # of which one was started ahead
+
+    def test_nothing_of_a_query_is_there_for_the_next(self, snapshot: FixtureSnapshot, own: Children) -> None:
+        with lent(snapshot, own) as child:
+            child.register("mine", pa.table({"n": [1]}))
+            assert child.numbers("SELECT n::BIGINT FROM mine").tolist() == [1]
+            before = child.pid
+        with lent(snapshot, own, pid=before) as child, pytest.raises(Exception, match="mine does not exist"):
+            child.rows("FROM mine")
+
+    def test_one_whose_query_failed_serves_no_more(self, snapshot: FixtureSnapshot, own: Children) -> None:
+        with lent(snapshot, own) as child:
+            pid = child.pid
+        with pytest.raises(Exception, match="syntax"), lent(snapshot, own, pid=pid) as child:
+            child.rows("SELEC 1")
+        _wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def test_one_whose_rows_nobody_read_serves_no_more(
+        self, snapshot: FixtureSnapshot, own: Children
+    ) -> None:
+        with lent(snapshot, own) as child:
+            next(child.batches("SELECT range AS n FROM range(1000000)", 1000))
+            pid = child.pid
+        _wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def test_time_is_counted_for_each_query(self, snapshot: FixtureSnapshot, own: Children) -> None:
+        busy = "SELECT sum(hash(a.range + b.range)) FROM range(20000) a, range(2000) b"
+        with lent(snapshot, own) as child:
+            child.rows(busy)
+            pid = child.pid
+        tight = replace(LIMITS, seconds=1, threads=1)
+        with lent(snapshot, own, limits=tight, pid=pid) as child, pytest.raises(QueryTimeout):
+            child.rows("SELECT count(*) FROM range(100000000) a, range(100000000) b")
+
+    def test_it_opens_another_index_when_asked_to(
+        self, snapshot: FixtureSnapshot, own: Children, tmp_path: Path
+    ) -> None:
+        with lent(snapshot, own) as child:
+            pid = child.pid
+        gone = partial(
+            connect_elsewhere, IndexFile(number=1, digest="x", path=tmp_path / "gone.duckdb", base=None)
+        )
+        with pytest.raises(StoreError), own.lend(gone, limits=LIMITS, stop=threading.Event()):
+            pass
+        with lent(snapshot, own, pid=pid) as child:
+            assert child.rows("SELECT count(*) > 0 AS some FROM videos").to_pylist() == [{"some": True}]
 
 
 class TestWhatItHas:
@@ -294,6 +349,21 @@ class TestWhatItHas:
             children.lend(connect, limits=LIMITS, stop=threading.Event()),
         ):
             pass
+
+
+@contextmanager
+def lent(
+    snapshot: FixtureSnapshot, children: Children, *, limits: ChildLimits = LIMITS, pid: int | None = None
+) -> Iterator[Child]:
+    """A child; with `pid`, the one of that number, which must be waiting."""
+    with ExitStack() as others:
+        for _ in range(10):
+            stop = threading.Event()
+            child = others.enter_context(children.lend(snapshot.elsewhere(), limits=limits, stop=stop))
+            if pid in (None, child.pid):
+                yield child
+                return
+    raise AssertionError(f"process {pid} serves no more")
 
 
 def _pid_of(snapshot: FixtureSnapshot, children: Children) -> int | None:

@@ -21,8 +21,19 @@ from nvpstore.adapters.stored import load_adapter
 from nvpstore.codec.artifact import load_decoder, load_latents
 from nvpstore.codec.build import Architecture
 from nvpstore.codec.hnerv import Decoder
+from nvpstore.query.contract import Steadied
 from nvpstore.query.flights import weights_key
+from nvpstore.query.operators.once import once_each
 from nvpstore.query.operators.pixels import DecodedPixels, Pixels, SourcePixels, image_rows
+from nvpstore.query.operators.steady import (
+    LoadedSteadier,
+    Memory,
+    SteadyFrames,
+    load_steadier,
+    steady_answers,
+    steady_pictures,
+)
+from nvpstore.query.operators.upscaled import Upscaling, scene_of
 from nvpstore.query.read_ahead import ahead
 from nvpstore.query.remembered import Remembered
 from nvpstore.query.sharing import Sharing
@@ -36,7 +47,15 @@ from nvpstore.storage.weights import weights_file
 from nvpstore.tasks.heads import View
 from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
-from nvpstore.types import RGB_STAGE, ByteRange, FrameBatch, SegmentRecord, SourceScan, TaskRecord
+from nvpstore.types import (
+    RGB_STAGE,
+    ByteRange,
+    FrameBatch,
+    SegmentRecord,
+    SourceScan,
+    StoredObject,
+    TaskRecord,
+)
 from nvpstore.video.reader import FrameReader, IdleReaders
 from nvpstore.video.source import probe
 
@@ -48,6 +67,7 @@ if TYPE_CHECKING:
 
 # Adapters that a query passes over lie between those that it uses: these many bytes cost less than a request.
 ADAPTER_BRIDGE_BYTES = 64 << 10
+BATCH_BYTES = 256 << 20
 IDLE_READERS = 2  # originals that stay open between batches; each holds its decoder's pictures
 
 
@@ -92,10 +112,11 @@ class TorchOperators:
         cache_dir: Path | None = None,
         cache_bytes: int = 0,
         ahead_bytes: int = AHEAD_BYTES,
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
         """`cache_dir` is the archive's own cache folder; without one, nothing that is fetched is kept.
 
-        At most `ahead_bytes` are fetched before they are needed.
+        At most `ahead_bytes` are fetched before they are needed; `batch_bytes` bounds what upscaling takes.
         """
         self.store = store
         self._originals = None if cache_dir is None else _cache(cache_dir / "originals", cache_bytes)
@@ -105,6 +126,7 @@ class TorchOperators:
         self._find_weights = partial(weights_file, store, folder=folder)
         self._index = Remembered()
         self._readers = IdleReaders(most=IDLE_READERS)
+        self._upscaling = Upscaling(memory_bytes=batch_bytes)
         self.sharing = Sharing()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
@@ -142,17 +164,20 @@ class TorchOperators:
         if route.adapter is None:
             return LoadedRoute(task=task, cut=route.cut, adapter=None, route_bytes=0, traffic=Traffic())
         at = route.adapter
+        adapter, traffic = self.adapter(snapshot, task, at, cut=route.cut, stages=route.stages)
+        return LoadedRoute(
+            task=task, cut=route.cut, adapter=adapter, route_bytes=at.size_bytes, traffic=traffic
+        )
+
+    def adapter(
+        self, snapshot: Snapshot, task: LoadedTask, at: ByteRange, *, cut: str, stages: tuple[str, ...]
+    ) -> tuple[MicroAdapter, Traffic]:
+        """The adapter in a row group, and what it took to have it here."""
         read = self._read([at], snapshot)
         tensors = decode_route(read.data[0], self._index.footer(snapshot, at.key), at)
-        shapes = task.backbone.cut(route.cut).shapes
-        adapter = load_adapter(tensors, route.stages, shapes, frames=task.spec.frames)
-        return LoadedRoute(
-            task=task,
-            cut=route.cut,
-            adapter=adapter.to(self.device),
-            route_bytes=at.size_bytes,
-            traffic=read.traffic,
-        )
+        shapes = task.backbone.cut(cut).shapes
+        adapter = load_adapter(tensors, stages, shapes, frames=task.spec.frames)
+        return adapter.to(self.device), read.traffic
 
     def prefetch(
         self, snapshot: Snapshot, *, segment: tuple[str, int, str] | None, adapters: tuple[ByteRange, ...]
@@ -172,9 +197,10 @@ class TorchOperators:
     def decode(
         self, handle: FetchedSegment, frames: NDArray[np.int64], taps: tuple[str, ...]
     ) -> Mapping[str, object]:
-        """Stage features [t, c, h, w]; for `rgb`, Pixels."""
+        """Stage features [t, c, h, w]; for `rgb`, Pixels. Neighbours with one latent are decoded once."""
         positions = torch.from_numpy(frames - handle.record.start_frame).to(self.device)
-        features: dict[str, object] = dict(handle.decoder.taps(handle.latents[positions], taps))
+        latents = handle.latents[positions]
+        features: dict[str, object] = dict(once_each(lambda x: handle.decoder.taps(x, taps), latents))
         if isinstance(rgb := features.get(RGB_STAGE), Tensor):
             features[RGB_STAGE] = DecodedPixels(
                 rgb=rgb, arch=handle.arch, height=handle.height, width=handle.width
@@ -243,14 +269,44 @@ class TorchOperators:
 
     @torch.inference_mode()
     def tail(self, route: LoadedRoute, features: Sequence[Tensor] | Pixels) -> Tensor:
-        """The cut's tensors through the tail, or pixels through preprocessing and the whole backbone."""
+        """The cut's tensors through the tail, or pixels through preprocessing and the whole backbone.
+
+        Neighbours that are equal are answered once.
+        """
         if route.adapter is not None:
             assert isinstance(features, Sequence), "adapter routes start from the cut's tensors"
-            output: Tensor = route.task.backbone.tail(route.cut)(*features)
+            output: Tensor = once_each(route.task.backbone.tail(route.cut), *features)
             return output
         assert not isinstance(features, Sequence), "pixel and source routes start from pixels"
         rgb = features.for_backbone().to(self.device)
-        return route.task.backbone.whole(route.task.spec.prepare(rgb, size=features.size))
+        x = route.task.spec.prepare(rgb, size=features.size)
+        return once_each(route.task.backbone.whole, x)
+
+    def steadier(self, snapshot: Snapshot, stored: StoredObject, task: TaskRecord | None) -> LoadedSteadier:
+        """The stabilizer by one request, with the task's backbone."""
+        whole = ByteRange(key=stored.key, offset=0, size_bytes=stored.size_bytes, sha256=stored.sha256)
+        read = self._read([whole], snapshot)
+        return load_steadier(
+            read.data[0],
+            task=None if task is None else self._task(task),
+            device=self.device,
+            traffic=read.traffic,
+        )
+
+    @torch.inference_mode()
+    def steady(
+        self,
+        steadier: LoadedSteadier,
+        route: LoadedRoute | None,
+        features: Sequence[Tensor] | Pixels,
+        ts: NDArray[np.float64],
+        before: Memory | None,
+    ) -> Steadied:
+        """The cut's tensors or pixels as answers; without a route pixels as pixels; frame after frame."""
+        if route is not None:
+            return steady_answers(steadier, route, features, ts, before)
+        assert not isinstance(features, Sequence), "pictures are made of pixels"
+        return steady_pictures(steadier, features, ts, before, self.device)
 
     def embed_texts(self, task: TaskRecord, texts: Sequence[str]) -> NDArray[np.float32] | None:
         """The task's text side on `texts`, [n, d] of unit length; None where it has none."""
@@ -279,8 +335,11 @@ class TorchOperators:
         start: float | None,
         end: float | None,
         batch_frames: int,
+        stabilizer: StoredObject | None = None,
+        upscale: int = 1,
     ) -> Iterator[FrameBatch]:
-        """Frames with start ≤ ts < end, at source size, in order."""
+        """Frames with start ≤ ts < end, at source size or `upscale` times as large, in order; with a
+        `stabilizer` steady ones."""
         video = snapshot.video(video_id)
         origin, time_base = video.pts_origin or 0, float(video.time_base)
         first, last = (-np.inf if start is None else start), (np.inf if end is None else end)
@@ -294,11 +353,37 @@ class TorchOperators:
             segment = (video_id, record.segment, RGB_STAGE) if record.fitted else None
             return self.prefetch(snapshot, segment=segment, adapters=())
 
+        pixels_of = self._steady_pixels_of(snapshot, video_id, stabilizer)
+        if upscale != 1:
+            wanted = np.concatenate([record.start_frame + inside[record.segment] for record in records])
+            yield from self._upscaling.batches(
+                records, pixels_of, wanted=wanted, factor=upscale, batch_frames=batch_frames
+            )
+            return
         needed = [record for record in records if len(inside[record.segment])]
         with closing(ahead(needed, begin)) as turns:
             for record in turns:
-                frames = self._pixels_of(snapshot, video_id, record)
-                yield from _shown(record, inside[record.segment], frames, batch_frames)
+                yield from _shown(record, inside[record.segment], pixels_of(record), batch_frames)
+
+    def upscaled(
+        self,
+        snapshot: Snapshot,
+        video_id: str,
+        segment: int,
+        frames: NDArray[np.int64],
+        *,
+        factor: int,
+        stabilizer: StoredObject | None,
+    ) -> SourcePixels:
+        """Pixels of a segment's `frames` [t], ascending, `factor` times as large: whoever asks, the same."""
+        digest = None if stabilizer is None else stabilizer.sha256
+        return self._upscaling.pixels(
+            scene_of(snapshot.segments(video_id), segment),
+            self._steady_pixels_of(snapshot, video_id, stabilizer),
+            frames,
+            key=(video_id, self._index.video(snapshot, video_id).attempt, digest),
+            factor=factor,
+        )
 
     def decode_frame(
         self, snapshot: Snapshot, video_id: str, record: SegmentRecord, frame: int
@@ -307,6 +392,22 @@ class TorchOperators:
         position = np.array([frame - record.start_frame])
         (shown,) = _shown(record, position, self._pixels_of(snapshot, video_id, record), batch_frames=1)
         return shown
+
+    def _steady_pixels_of(
+        self, snapshot: Snapshot, video_id: str, stabilizer: StoredObject | None
+    ) -> Callable[[SegmentRecord], Callable[[NDArray[np.int64]], Mapping[str, object]]]:
+        """`_pixels_of` a video's segments, each from its first frame on made steady by a `stabilizer`."""
+        if stabilizer is None:
+            return partial(self._pixels_of, snapshot, video_id)
+        steadier = self.steadier(snapshot, stabilizer, None)
+        video = snapshot.video(video_id)
+
+        def steady(record: SegmentRecord) -> Callable[[NDArray[np.int64]], Mapping[str, object]]:
+            frames = self._pixels_of(snapshot, video_id, record)
+            ts = ((record.pts - (video.pts_origin or 0)) * float(video.time_base)).astype(np.float64)
+            return SteadyFrames(steadier, frames, ts=ts, start_frame=record.start_frame, device=self.device)
+
+        return steady
 
     def _pixels_of(
         self, snapshot: Snapshot, video_id: str, record: SegmentRecord

@@ -17,10 +17,12 @@ OPTIONS = {
         *("", "", "", "every := 0.5", "every := 0.3", "every := 1", "stride := 5", "stride := 7", "top := 2"),
         *("top := 8", "top := 3, every := 0.25", "min_fidelity := 0.5", "min_fidelity := 0.5, stride := 3"),
         *("route := 'pixel', on_error := 'skip'", "route := 'source', on_error := 'skip', every := 0.5"),
+        *("stabilize := true", "stabilize := true, every := 0.3", "stride := 3, stabilize := true, top := 2"),
+        *("stabilize := true", "stabilize := false"),
     ],
-    "embed": ["", "", "every := 0.4", "stride := 4", "on_error := 'skip'"],
-    "objects": ["", "", "", "every := 0.5", "stride := 2", "stride := 6"],
-    "frames": ["", "every := 0.2", "stride := 10", "format := 'jpg'"],
+    "embed": ["", "", "every := 0.4", "stride := 4", "on_error := 'skip'", "stabilize := true, every := 0.4"],
+    "objects": ["", "", "", "every := 0.5", "stride := 2", "stride := 6", "stabilize := true"],
+    "frames": ["", "every := 0.2", "stride := 10", "format := 'jpg'", "stabilize := true, stride := 5"],
     "actions": [
         *(
             "",
@@ -32,7 +34,7 @@ OPTIONS = {
             "min_fidelity := 0.5",
             "route := 'pixel', on_error := 'skip'",
         ),
-        *("route := 'source', on_error := 'skip'", "on_error := 'skip', top := 1"),
+        *("route := 'source', on_error := 'skip'", "on_error := 'skip', top := 1", "stabilize := true"),
     ],
 }
 # Thresholds lie well away from every value: ts are multiples of 0.04, 1/30 and 1001/30000, scores are 1/n.

@@ -27,6 +27,7 @@ from tests.query.archive_fixture import (
     build_index,
     clip_end_ts,
     clip_starts,
+    steady_answers,
 )
 
 KINDS = {
@@ -136,6 +137,9 @@ def full_table(task: str, options: str) -> pa.Table:
             frames = clip_starts(clip, task)
             ends = [clip_end_ts(clip, task, frame) for frame in frames]
         found = answers(kind, VERSIONS[task], clip.video_id, frames, top, end_ts=ends)
+        if values.get("stabilize") == "true":
+            before = _before(clip, frames)
+            found = steady_answers(kind, VERSIONS[task], clip.video_id, frames, before, top, end_ts=ends)
         for row in found.to_pylist():
             frame = row["frame"]
             segment = max(n for n, start in enumerate(clip.starts) if start <= frame)
@@ -154,6 +158,12 @@ def _frames(clip: Clip, values: Mapping[str, str]) -> list[int]:
         exact = [(pts - clip.pts[0]) * clip.time_base for pts in clip.pts]
         return brute_force_sample(exact, Fraction(values["every"]))
     return list(range(0, len(clip.pts), int(values.get("stride", 1))))
+
+
+def _before(clip: Clip, frames: list[int]) -> list[int]:
+    """How many of `frames` lie in the same segment before each."""
+    segments = [max(n for n, start in enumerate(clip.starts) if start <= frame) for frame in frames]
+    return [segments[:i].count(segment) for i, segment in enumerate(segments)]
 
 
 def _route(clip: Clip, segment: int, task: str, values: Mapping[str, str]) -> tuple[str, float | None] | None:
