@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 
@@ -118,53 +119,70 @@ def run_batch(
         manifests = output.manifests()
         _check_same(manifests, sql, output)
         output.remove_leftovers(manifests)
-        videos = question.videos()
-        asked = sql
-        if manifests:
-            known = _known(manifests)
-            _check_unchanged(known, videos, output)
-            new = sorted(videos.keys() - known.keys())
-            if not new:
-                return _nothing_new(manifests, output, began)
-            if not incremental:
-                raise UsageError(
-                    f"{output.store.root} holds this batch as of {len(known)} videos, {len(new)} came since: "
-                    "--incremental adds them, or name another place"
-                )
-            asked = of_videos(sql, new)
+        new = _new_videos(manifests, question, output, incremental=incremental)
+        if manifests and not new:
+            return _nothing_new(manifests, output, began)
+        asked = of_videos(sql, new) if manifests else sql
         left = question.left(asked)
         parts = divide(left.work, workers=workers)
         done = _compute(engine, question.answer(asked), parts, on_progress)
-        scratch.mkdir(parents=True, exist_ok=True)
-        # Of one state: a video that comes now is in both, rows and manifest, or in neither.
-        batches, answered = question.stream(asked)
-        if manifests:
-            answered = {video: answered[video] for video in new if video in answered}
-        with TemporaryDirectory(dir=scratch) as folder:
-            rows, columns, files = output.write(
-                batches,
-                attempt=new_attempt(),
-                folder=Path(folder),
-                partition_by=partition_by,
-            )
-        manifest = next_run(
-            manifests,
-            {
-                "sql": sql,
-                "snapshot": left.snapshot,
-                "rows": rows,
-                "columns": columns,
-                "files": files,
-                "videos": answered,
-            },
+        written = _write(
+            question.stream(asked),
+            output,
+            scratch=scratch,
+            partition_by=partition_by,
+            only=new if manifests else None,
         )
+        manifest = next_run(manifests, {"sql": sql, "snapshot": left.snapshot, **written})
         output.commit(manifest)
+    return _report(manifest, left, done, output, began)
+
+
+def _new_videos(
+    manifests: Sequence[Manifest], question: Question, output: Output, *, incremental: bool
+) -> list[str]:
+    """The videos that no run answered yet. Raises UsageError for what may not be added to."""
+    videos, known = question.videos(), _known(manifests)
+    _check_unchanged(known, videos, output)
+    new = sorted(videos.keys() - known.keys())
+    if manifests and new and not incremental:
+        raise UsageError(
+            f"{output.store.root} holds this batch as of {len(known)} videos, {len(new)} came since: "
+            "--incremental adds them, or name another place"
+        )
+    return new
+
+
+def _write(
+    stream: tuple[Iterator[pa.RecordBatch], dict[str, str]],
+    output: Output,
+    *,
+    scratch: Path,
+    partition_by: Sequence[str],
+    only: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Put the rows; what the manifest is to say about them. `only`: of these videos (None: of all)."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    # Of one state: a video that comes now is in both, rows and manifest, or in neither.
+    batches, answered = stream
+    if only is not None:
+        answered = {video: answered[video] for video in only if video in answered}
+    with TemporaryDirectory(dir=scratch) as folder:
+        rows, columns, files = output.write(
+            batches, attempt=new_attempt(), folder=Path(folder), partition_by=partition_by
+        )
+    return {"rows": rows, "columns": columns, "files": files, "videos": answered}
+
+
+def _report(
+    manifest: Manifest, left: WorkLeft, done: Sequence[PartDone], output: Output, began: float
+) -> BatchReport:
     return BatchReport(
         uri=output.store.root,
         run=manifest.run,
-        rows=rows,
-        files=len(files),
-        bytes=sum(file.size_bytes for file in files),
+        rows=manifest.rows,
+        files=len(manifest.files),
+        bytes=sum(file.size_bytes for file in manifest.files),
         snapshot=left.snapshot,
         touched_videos=left.videos,
         decoded_frames=sum(part.decoded_frames for part in done),

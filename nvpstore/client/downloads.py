@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nvpstore.client.pictures import frames
 from nvpstore.client.transport import QUERY_SECONDS, Ask, Transport
 from nvpstore.client.values import ExportSummary
 from nvpstore.errors import StoreError, UsageError
+from nvpstore.types import FrameBatch
 
 _BATCH_FRAMES = 16
 
@@ -29,6 +31,8 @@ def export(
     start: float | None,
     end: float | None,
     original: bool,
+    stabilize: bool = False,
+    upscale: int = 1,
 ) -> ExportSummary:
     """Write a video (its details): its clip, PNGs for a folder, or the original's bytes.
 
@@ -38,19 +42,36 @@ def export(
     if original:
         _fetch(transport, Ask(method="GET", path=f"{path}/original", read_seconds=QUERY_SECONDS), Path(out))
         return ExportSummary(path=out, frames=int(video["frames"]), reconstructed=False)
-    reconstructed = video["state"] != "added"
+    made = partial(ExportSummary, path=out, reconstructed=video["state"] != "added", upscaled=upscale)
     if out.endswith("/") or Path(out).is_dir():
-        written = _write_pngs(transport, video, Path(out), start=start, end=end)
-        return ExportSummary(path=out, frames=written, reconstructed=reconstructed)
+        wanted = frames(
+            transport,
+            video,
+            start=start,
+            end=end,
+            batch_frames=_BATCH_FRAMES,
+            stabilize=stabilize,
+            upscale=upscale,
+        )
+        written = _write_pngs(wanted, Path(out), _mark(video, stabilize, upscale))
+        if not written:
+            raise UsageError(f"{video['name']}: no frames there; it lasts {video['duration'] or 0:g} s")
+        return made(frames=written)
     if Path(out).suffix.lower() not in (".mp4", ".m4v"):
         raise UsageError(f"{out}: servers write .mp4 or, for a folder (`…/`), PNGs")
-    given = {name: value for name, value in {"start": start, "end": end}.items() if value is not None}
+    asked = {
+        "start": start,
+        "end": end,
+        "stabilize": "true" if stabilize else None,
+        "upscale": upscale if upscale != 1 else None,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
     _fetch(
         transport,
         Ask(method="GET", path=f"{path}/clip.mp4", params=given, read_seconds=QUERY_SECONDS),
         Path(out),
     )
-    return ExportSummary(path=out, frames=_frames_in(Path(out)), reconstructed=reconstructed)
+    return made(frames=_frames_in(Path(out)))
 
 
 def _fetch(transport: Transport, ask: Ask, out: Path) -> None:
@@ -67,32 +88,31 @@ def _fetch(transport: Transport, ask: Ask, out: Path) -> None:
     transport.persistently(once, retry=True)
 
 
-def _write_pngs(
-    transport: Transport, video: Mapping[str, Any], folder: Path, *, start: float | None, end: float | None
-) -> int:
+def _write_pngs(batches: Iterator[FrameBatch], folder: Path, mark: str) -> int:
     if any(folder.glob("frame-*.png")):
         raise StoreError(f"{folder}: holds frame-*.png already; choose another folder")
     text = PngInfo()
-    text.add_text("comment", _mark(video))
+    text.add_text("comment", mark)
     written = 0
-    for batch in frames(transport, video, start=start, end=end, batch_frames=_BATCH_FRAMES):
+    for batch in batches:
         with _writing(folder):
             folder.mkdir(exist_ok=True)
             for frame, rgb_hwc in enumerate(batch.rgb_thwc, start=batch.first_frame):
                 Image.fromarray(rgb_hwc).save(folder / f"frame-{frame:08d}.png", pnginfo=text)
         written += len(batch)
-    if not written:
-        raise UsageError(f"{video['name']}: no frames there; it lasts {video['duration'] or 0:g} s")
     return written
 
 
-def _mark(video: Mapping[str, Any]) -> str:
+def _mark(video: Mapping[str, Any], stabilized: bool, upscaled: int) -> str:
     """What says in a picture where it comes from, as in files that servers write."""
     source = f"source sha256={video['sha256']}"
+    done = " Made steady from frame to frame by a learned stabilizer." if stabilized else ""
+    if upscaled > 1:
+        done += f" Upscaled {upscaled} times by a neural network: detail is synthesised, not recorded."
     if video["state"] == "added":
-        return f"Encoded again from the original by nvpstore. {source}"
+        return f"Encoded again from the original by nvpstore.{done} {source}"
     return (
-        "Reconstructed from a neural representation by nvpstore, not the original pictures. "
+        f"Reconstructed from a neural representation by nvpstore, not the original pictures.{done} "
         f"{source} preset={video['preset']} psnr={video['psnr']:.2f} dB"
     )
 

@@ -27,6 +27,8 @@ def frames(
     start: float | None,
     end: float | None,
     batch_frames: int,
+    stabilize: bool = False,
+    upscale: int = 1,
 ) -> Iterator[FrameBatch]:
     """Frames of `video` (its details) with start ≤ ts < end, in order. Close it, and the server stops."""
     if batch_frames < 1:
@@ -37,7 +39,9 @@ def frames(
     params = {"id": video["video_id"], "start": start, "end": end}
     given = {name: value for name, value in params.items() if value is not None}
     # Not ordered by SQL: so rows come as the server decodes them, in order.
-    query = f"SELECT {_COLUMNS} FROM frames(format := 'png') WHERE video_id = $id{where}"
+    asked = ", stabilize := true" if stabilize else ""
+    asked += f", upscale := {upscale:d}" if upscale != 1 else ""
+    query = f"SELECT {_COLUMNS} FROM frames(format := 'png'{asked}) WHERE video_id = $id{where}"
     with closing(RemoteStream(transport, query, params=given)) as batches:
         for rows in batches:
             for offset in range(0, rows.num_rows, batch_frames):

@@ -21,6 +21,7 @@ from nvpstore.client.values import (
     AddedTask,
     Erasure,
     ExportSummary,
+    StabilizerSummary,
     TrainedVideo,
     VideoSummary,
     meta_of,
@@ -178,6 +179,36 @@ class RemoteArchive:
         job = job_of(self._transport.json("POST", f"tasks/{_part(name)}/train", body=asked))
         return [of(TrainedVideo, row) for row in result_of(self._transport, job, progress)["videos"]]
 
+    def stabilize(
+        self,
+        name: str,
+        *,
+        videos: str | None = None,
+        share: float = 0.25,
+        steps: int = 200,
+        stability: float = 0.2,
+        variant: str | None = None,
+        device: str = SERVERS_CHOICE,
+        dry_run: bool = False,
+        progress: OnProgress | None = None,
+    ) -> StabilizerSummary:
+        """Train what makes answers, or pictures, steady, and wait for it; as `Archive.stabilize`.
+
+        Raises UsageError for `dry_run`: a server tells no estimates.
+        """
+        _check_device(device)
+        if dry_run:
+            raise UsageError(f"a dry run of {name!r}: {self.url} tells no estimates")
+        asked = {
+            "videos": videos, "share": share, "steps": steps, "stability": stability, "variant": variant,
+        }  # fmt: skip
+        job = job_of(self._transport.json("POST", f"tasks/{_part(name)}/stabilize", body=asked))
+        return of(StabilizerSummary, result_of(self._transport, job, progress))
+
+    def steadiness(self, name: str, *, videos: str | None = None, every: float | None = None) -> list[Any]:
+        """Raises UsageError: two queries tell as much."""
+        raise UsageError(f"steadiness of {name!r}: {self.url} is asked by SQL, with and without stabilize")
+
     # ------------------------------------------------------------ reading
 
     def videos(self) -> list[dict[str, Any]]:
@@ -224,10 +255,26 @@ class RemoteArchive:
         return [row[0] for row in self.sql(f"SELECT video_id FROM videos{condition} ORDER BY name, video_id")]
 
     def frames(
-        self, ref: str, *, start: float | None = None, end: float | None = None, batch_frames: int = 16
+        self,
+        ref: str,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        batch_frames: int = 16,
+        stabilize: bool = False,
+        upscale: int = 1,
     ) -> Iterator[FrameBatch]:
-        """Decoded frames with start ≤ ts < end (seconds), at source size; they travel as PNG."""
-        return frames(self._transport, self.show(ref), start=start, end=end, batch_frames=batch_frames)
+        """Decoded frames with start ≤ ts < end (seconds), at source size or 2 or 4 times as large; they
+        travel as PNG."""
+        return frames(
+            self._transport,
+            self.show(ref),
+            start=start,
+            end=end,
+            batch_frames=batch_frames,
+            stabilize=stabilize,
+            upscale=upscale,
+        )
 
     def export(
         self,
@@ -238,6 +285,8 @@ class RemoteArchive:
         end: float | None = None,
         lossless: bool = False,
         original: bool = False,
+        stabilize: bool = False,
+        upscale: int = 1,
     ) -> ExportSummary:
         """Write a video for people: H.264 in mp4, PNGs for a folder (`…/`), or the `original`'s own bytes.
 
@@ -245,7 +294,16 @@ class RemoteArchive:
         """
         if lossless:
             raise UsageError(f"{out}: {self.url} makes no lossless video; name a folder to get PNGs")
-        return export(self._transport, self.show(ref), str(out), start=start, end=end, original=original)
+        return export(
+            self._transport,
+            self.show(ref),
+            str(out),
+            start=start,
+            end=end,
+            original=original,
+            stabilize=stabilize,
+            upscale=upscale,
+        )
 
     # ------------------------------------------------------------ jobs
 

@@ -84,12 +84,34 @@ class TrainedVideo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StabilizerSummary:
+    """A stabilizer as it was trained; `change`, `error` and `flips` (a second) before and after."""
+
+    name: str
+    version: str
+    state: Literal["trained", "estimated"]
+    variant: str
+    cut: str
+    parameters: int
+    bytes: int
+    segments: int
+    judged_segments: int
+    frames: int
+    steps: int
+    seconds: float
+    change: tuple[float, float] | None = None
+    error: tuple[float, float] | None = None
+    flips: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """What `export` wrote."""
+    """What `export` wrote. `upscaled`: how many times as large as the source."""
 
     path: str
     frames: int
     reconstructed: bool
+    upscaled: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

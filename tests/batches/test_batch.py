@@ -67,6 +67,13 @@ def test_a_batch_has_the_rows_of_its_query(archive: Archive, tmp_path: Path, wor
     assert result.measured.frames == 0
 
 
+def test_equal_threads_give_equal_bits_wherever_it_runs(archive: Archive, tmp_path: Path) -> None:
+    archive.batch(SQL, tmp_path / "here")
+    archive.drop_results()
+    archive.batch(SQL, tmp_path / "there", engine="processes", workers=1)
+    assert rows_of(tmp_path / "there") == rows_of(tmp_path / "here")
+
+
 def test_a_finished_batch_again_is_no_work(archive: Archive, tmp_path: Path) -> None:
     first = archive.batch(SQL, tmp_path / "out")
     before = sorted(path.name for path in (tmp_path / "out").iterdir())

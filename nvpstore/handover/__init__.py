@@ -1,0 +1,1 @@
+"""What is stored, in the forms that other tools take: training loops, clusters, viewers of labels, lakes."""
