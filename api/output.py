@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any, TextIO
 from uuid import UUID
 
@@ -115,7 +116,7 @@ def plain(value: object) -> Any:
         return {name: plain(item) for name, item in fields_of(value).items()}
     if isinstance(value, Iterable):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, UUID) else _unknown(value)
+    return str(value) if isinstance(value, UUID | PurePath) else _unknown(value)
 
 
 def _unknown(value: object) -> Any:

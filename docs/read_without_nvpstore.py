@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
-KINDS = ("init", "video", "routes", "task", "view", "meta", "results", "erase", "gc")
+KINDS = ("init", "video", "routes", "task", "meta", "results", "erase", "gc", "view", "stabilizer")
 FOLDERS = ("videos", "sources", "results")  # where a video's objects are
 BATCH = 16  # frames decoded at once: any number gives the same pictures, but for float rounding
 
@@ -63,11 +63,11 @@ def is_replaced(key: str, entry: dict, named: dict) -> bool:  # answers (results
     kind, (folder, own, *rest) = entry["kind"], key.split("/")
     if kind in ("gc", "results"):
         return key in entry["removed"]
-    about = own == entry["subject"] and folder in (["views"] if kind == "view" else FOLDERS)
+    about = own == entry["subject"] and folder in (FOLDERS if kind in KINDS[:-2] else [f"{kind}s"])
     if not about or kind in ("erase", "view") or (kind == "video" and rest[0] != "meta"):
         return about
     like = f"videos/{own}/routes/{rest[0]}/" if folder == "results" else key.rpartition("/")[0] + "/"
-    return ("/meta/" in like or "/routes/" in like) and any(other.startswith(like) for other in named)
+    return any(other.startswith(like) for other in named or [like])
 
 
 def fetch(root: Path, item: dict) -> bytes:

@@ -21,11 +21,13 @@ from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
 from nvpstore.engine.choice import EngineName, made_engine
 from nvpstore.errors import CommitDropped, StoreError, UsageError
-from nvpstore.exports import ExportSummary, Picture, export_excerpt, export_original, export_whole, told
+from nvpstore.exports import ExportSummary, Form, Picture, export_excerpt, export_original, export_whole, told
 from nvpstore.query.attached import attach_views
 from nvpstore.query.children import Children
+from nvpstore.query.compared import SteadyAnswers, Which, compare_answers
 from nvpstore.query.keeping import KeptAnswers, drop_answers
 from nvpstore.query.limits import Limits
+from nvpstore.query.names import FRAMES
 from nvpstore.query.parse import PlanFormat
 from nvpstore.query.part import answer_part, work_left
 from nvpstore.query.progress import OnProgress
@@ -39,7 +41,7 @@ from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.storage.originals import original_file
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import RangeReader
-from nvpstore.types import FrameBatch, SavedView, VideoMeta, VideoState
+from nvpstore.types import FrameBatch, SavedView, StoredObject, VideoMeta, VideoState
 from nvpstore.upkeep.caches import drop_damaged
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import Erasure, erase_video
@@ -52,12 +54,15 @@ from nvpstore.upkeep.views import drop_view, save_view
 from nvpstore.video.source import probe
 
 if TYPE_CHECKING:
+    from nvpstore.adapters.stabilizer import Variant
     from nvpstore.batches.driver import BatchEstimate, BatchReport, Question
     from nvpstore.batches.driver import OnProgress as OnBatch
     from nvpstore.ingest.adding import KeepAdded
     from nvpstore.ingest.estimate import Estimate
     from nvpstore.ingest.pipeline import IngestProgress, KeepSource
+    from nvpstore.ingest.stabilizing import StabilizerSummary
     from nvpstore.ingest.training import TrainedVideo
+    from nvpstore.ingest.writer import Writer
     from nvpstore.query.operators import TorchOperators
     from nvpstore.upkeep.tasks import AddedTask
 
@@ -66,6 +71,9 @@ T = TypeVar("T")
 DEFAULT_TASKS = ("labels",)
 DEFAULT_PRESET = "demo"
 DEFAULT_SHARE = 0.05  # of a segment's frames, for later tasks to learn from
+DEFAULT_STEADY_SHARE = 0.25  # of a segment's frames, for a stabilizer to learn from
+DEFAULT_STEADY_STEPS = 200
+DEFAULT_STABILITY = 0.2  # at 0.4 stabilizers came to hold on to the first frame (results/stability.json)
 DEFAULT_MEASURED = 256  # others a segment, to judge by
 
 
@@ -141,6 +149,7 @@ class Archive:
         keep_source: KeepSource = "reference",
         source_uri: str | None = None,
         refit: bool = False,
+        tone_map: bool = False,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> VideoSummary:
         """Fit a video file and store it, with routes for `tasks`.
@@ -148,12 +157,11 @@ class Archive:
         The same bytes again do no work (changed tags or a new name are recorded), unless they were only
         added; `refit` fits anew.
         `recorded_at` needs a time zone. `source_uri` says where the original is to be found, where that is
-        not `path`. Raises SourceError for a file that is no whole video, UsageError for unknown tasks or
-        presets, CommitDropped if the video is erased meanwhile.
+        not `path`. `tone_map` lets HDR be mapped to SDR, which is what is stored. Raises SourceError for a
+        file that is no whole video, or HDR without that, UsageError for unknown tasks or presets,
+        CommitDropped if the video is erased meanwhile.
         """
-        from nvpstore.ingest.writer import Writer
-
-        video_id, new = Writer(self.catalog, progress).ingest(
+        video_id, new = self._writer(progress).ingest(
             path,
             tasks=tasks,
             preset=preset,
@@ -164,6 +172,7 @@ class Archive:
             keep_source=keep_source,
             source_uri=source_uri,
             refit=refit,
+            tone_map=tone_map,
         )
         # What people said of a video stays when it is fitted; this is said now.
         self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
@@ -179,6 +188,7 @@ class Archive:
         recorded_at: datetime | None = None,
         keep_source: KeepAdded = "reference",
         source_uri: str | None = None,
+        tone_map: bool = False,
         progress: Callable[[IngestProgress], None] | None = None,
     ) -> VideoSummary:
         """Register a video file without fitting it: queries read the original until `fit` has fitted it.
@@ -187,9 +197,7 @@ class Archive:
         registered if they are not yet. Otherwise as `ingest`; an original that is neither copied nor
         referenced could not answer.
         """
-        from nvpstore.ingest.writer import Writer
-
-        video_id, new = Writer(self.catalog, progress).add(
+        video_id, new = self._writer(progress).add(
             path,
             tasks=tasks,
             tags=tags,
@@ -197,6 +205,7 @@ class Archive:
             recorded_at=recorded_at,
             keep_source=keep_source,
             source_uri=source_uri,
+            tone_map=tone_map,
         )
         if not new:
             self.tag(video_id, tags=tags, name=name, recorded_at=recorded_at)
@@ -219,9 +228,7 @@ class Archive:
         answers' columns stay. Raises SourceError where the original is gone or another file, UsageError for
         an unknown video, else as `ingest`.
         """
-        from nvpstore.ingest.writer import Writer
-
-        video_id, new = Writer(self.catalog, progress).fit(
+        video_id, new = self._writer(progress).fit(
             ref,
             tasks=tasks,
             preset=preset,
@@ -281,6 +288,67 @@ class Archive:
         if not dry_run:
             self._committed()
         return trained
+
+    def stabilize(
+        self,
+        name: str,
+        *,
+        videos: str | None = None,
+        share: float = DEFAULT_STEADY_SHARE,
+        steps: int = DEFAULT_STEADY_STEPS,
+        stability: float = DEFAULT_STABILITY,
+        variant: Variant | None = None,
+        device: str = "auto",
+        dry_run: bool = False,
+        progress: Callable[[IngestProgress], None] | None = None,
+    ) -> StabilizerSummary:
+        """Train what makes a task's answers steady, or ("frames") pictures; queries ask by stabilize := true.
+
+        It learns from a `share` of the frames of at most 64 segments of the `videos` (an SQL predicate over
+        the columns of the `videos` view), and takes the place of the one that the task version had. λ =
+        `stability` says what steadiness is worth beside being right; from 0.5 on that may mislead. `dry_run`
+        writes nothing. Raises TaskError for an unknown task, QueryError for a wrong predicate, UsageError
+        for settings that no training can have.
+        """
+        from nvpstore.ingest.stabilizing import StabilizeRequest, stabilize
+
+        request = StabilizeRequest(
+            share=share, steps=steps, stability=stability, variant=variant, device=device
+        )
+        made = stabilize(
+            self.catalog,
+            name,
+            self.videos_where(videos),
+            request,
+            reader=self._new_operators(),
+            dry_run=dry_run,
+            on_progress=progress,
+        )
+        if not dry_run:
+            self._committed()
+        return made
+
+    def steadiness(
+        self, name: str, *, videos: str | None = None, every: float | None = None
+    ) -> list[SteadyAnswers]:
+        """How often a task's first label changes within segments, without and with its stabilizer.
+
+        The second row is there where the archive has one. Raises QueryError for a kind without ranks.
+        """
+        task, _, version = name.partition("@")
+        record = self.catalog.snapshot().task(task, version or None)
+        with_one = self.catalog.snapshot().stabilizer(record.name, record.version) is not None
+        options = [] if every is None else [f"every := {every!r}"]
+        asked: list[tuple[Which, list[str]]] = [
+            ("plain", options),
+            ("stabilized", [*options, "stabilize := true"]),
+        ]
+        return compare_answers(
+            lambda sql: self.sql(sql).arrow(),
+            f'"{record.name}@{record.version}"',
+            asked[: 1 + with_one],
+            videos=videos,
+        )
 
     def original(self, ref: str) -> Path:
         """A file with the original's bytes on this machine: the file itself, or a copy in the cache.
@@ -588,16 +656,31 @@ class Archive:
         return {**asdict(load(builtin_spec(name)).record()), "weights": "package"}
 
     def frames(
-        self, ref: str, *, start: float | None = None, end: float | None = None, batch_frames: int = 16
+        self,
+        ref: str,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        batch_frames: int = 16,
+        stabilize: bool = False,
+        upscale: int = 1,
     ) -> Iterator[FrameBatch]:
         """Decoded frames with start ≤ ts < end (seconds), at source size, as `export` writes them.
 
-        Of an added video they are the original's.
+        Of an added video they are the original's. With `stabilize` they are made steady; raises UsageError
+        where the archive has no stabilizer of pictures. `upscale` 2 or 4: as many times larger, their detail
+        synthesised; what a frame looks like does not depend on where the range begins.
         """
         snapshot = self.catalog.snapshot()
         video_id = snapshot.find_video(ref)
         yield from self._torch_operators().decode_frames(
-            snapshot, video_id, start=start, end=end, batch_frames=batch_frames
+            snapshot,
+            video_id,
+            start=start,
+            end=end,
+            batch_frames=batch_frames,
+            stabilizer=_steady_pictures(snapshot) if stabilize else None,
+            upscale=upscale,
         )
 
     def frame(self, ref: str, number: int) -> Picture:
@@ -626,27 +709,37 @@ class Archive:
         end: float | None = None,
         lossless: bool = False,
         original: bool = False,
+        stabilize: bool = False,
+        upscale: int = 1,
         progress: Callable[[int], None] | None = None,
     ) -> ExportSummary:
         """Write a video for people: H.264 in mp4, `lossless` FFV1 RGB in mkv, PNGs for a folder (`…/`).
 
         An excerpt starts at time 0 and is silent. The file is marked as reconstructed, with the source's
         digest, the model and its PSNR; of an added video it shows the original's own pictures, and says so.
-        `original` writes the source's own bytes, where they are kept. `progress` is told how many frames are
-        done; what it raises ends the export, of which nothing is left. Raises
+        `original` writes the source's own bytes, where they are kept; with `stabilize` pictures are made
+        steady, and with `upscale` larger, as in `frames`; the file says so. `progress` is told how many
+        frames are done; what it raises ends the export, of which nothing is left. Raises
         StoreError where `out` cannot be written, UsageError where no frames are asked for.
         """
         snapshot = self.catalog.snapshot()
         video = snapshot.video(snapshot.find_video(ref))
         if original:
             return export_original(self.store, video, str(out))
-        batches = told(self.frames(video.video_id, start=start, end=end), progress)
+        frames = self.frames(video.video_id, start=start, end=end, stabilize=stabilize, upscale=upscale)
+        batches = told(frames, progress)
+        form = Form(lossless=lossless, stabilized=stabilize, upscaled=upscale)
         if start is not None or end is not None:
-            return export_excerpt(video, batches, str(out), start=start, end=end, lossless=lossless)
+            return export_excerpt(video, batches, str(out), start=start, end=end, form=form)
         sound = self.original(video.video_id) if video.state == "added" else None
-        return export_whole(self.store, video, batches, str(out), lossless=lossless, original=sound)
+        return export_whole(self.store, video, batches, str(out), form=form, original=sound)
 
     # ------------------------------------------------------------ parts
+
+    def _writer(self, progress: Callable[[IngestProgress], None] | None) -> Writer:
+        from nvpstore.ingest.writer import Writer
+
+        return Writer(self.catalog, progress, checkpoint_seconds=self.settings.checkpoint_seconds)
 
     def _request(
         self,
@@ -773,6 +866,8 @@ class Archive:
         return ask(self.catalog.snapshot())
 
     def _torch_operators(self) -> TorchOperators:
+        if not self.settings.sharing:
+            return self._new_operators()
         with self._making:
             if self._operators is None:
                 self._operators = self._new_operators()
@@ -788,7 +883,17 @@ class Archive:
             cache_dir=self.catalog.folder,
             cache_bytes=self.settings.cache_bytes,
             ahead_bytes=Limits(memory_bytes=self.settings.memory_bytes).ahead_bytes,
+            batch_bytes=Limits(memory_bytes=self.settings.memory_bytes).batch_bytes,
         )
+
+
+def _steady_pictures(snapshot: Snapshot) -> StoredObject:
+    found = snapshot.stabilizer(FRAMES, keys.PICTURES)
+    if found is None:
+        raise UsageError(
+            "stabilize: the archive has no stabilizer of pictures; nvp tasks stabilize frames trains one"
+        )
+    return found
 
 
 def _kept_answers(catalog: Catalog, settings: Settings) -> KeptAnswers | None:

@@ -34,6 +34,8 @@ VARIABLES: Mapping[str, str] = {
     "query_seconds": "NVP_QUERY_TIMEOUT",
     "debug": "NVP_DEBUG",
     "answers": "NVP_ANSWERS",
+    "sharing": "NVP_SHARING",
+    "checkpoint_seconds": "NVP_CHECKPOINT",
     "factories": "NVP_FACTORIES",
 }
 
@@ -47,7 +49,9 @@ class Settings:
     and as much of originals (0: nothing that can be done without). `memory_bytes` bounds DuckDB,
     `threads` (≥ 1) bounds DuckDB, decoding and torch. `query_seconds` (> 0, None: no
     limit) bounds a query. With `debug`, the CLI shows tracebacks. `answers`: whether queries read what
-    others computed and stored in the archive and store theirs ("on"), only read it, or neither.
+    others computed and stored in the archive and store theirs ("on"), only read it, or neither. With
+    `sharing` the queries of a process that run at once decode what they both need once.
+    `checkpoint_seconds` (≥ 0) of a fit may be lost where its process is killed.
     `factories` are the functions `package.module:name` that may be called to make a task's model.
     """
 
@@ -59,6 +63,8 @@ class Settings:
     query_seconds: float | None
     debug: bool
     answers: AnswersMode = "on"
+    sharing: bool = True
+    checkpoint_seconds: float = 15.0
     factories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,6 +74,8 @@ class Settings:
             raise UsageError(f"NVP_MEMORY_LIMIT is {self.memory_bytes} bytes: at least 64 MiB is needed")
         if self.query_seconds is not None and not self.query_seconds > 0:
             raise UsageError(f"NVP_QUERY_TIMEOUT is {self.query_seconds}: more than 0 seconds is needed")
+        if not self.checkpoint_seconds >= 0:
+            raise UsageError(f"NVP_CHECKPOINT is {self.checkpoint_seconds}: at least 0 seconds is needed")
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -83,6 +91,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         query_seconds=_number(timeout, float, name="NVP_QUERY_TIMEOUT") if timeout else None,
         debug=_flag(env.get("NVP_DEBUG", ""), name="NVP_DEBUG"),
         answers=_answers(env.get("NVP_ANSWERS") or "on"),
+        sharing=_flag(env.get("NVP_SHARING") or "on", name="NVP_SHARING"),
+        checkpoint_seconds=_number(env.get("NVP_CHECKPOINT") or "15", float, name="NVP_CHECKPOINT"),
         factories=tuple(name.strip() for name in env.get("NVP_FACTORIES", "").split(",") if name.strip()),
     )
 

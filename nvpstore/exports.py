@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,15 +21,26 @@ from nvpstore.types import FrameBatch
 from nvpstore.video.export import write_pngs, write_video
 
 GENERATOR = "nvpstore"
+SYNTHESISED = "Upscaled {} times by a neural network: detail is synthesised, not recorded."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """What `export` wrote."""
+    """What `export` wrote. `upscaled`: how many times as large as the source."""
 
     path: str
     frames: int
     reconstructed: bool
+    upscaled: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How pictures are written: without loss, and whether they were made steady and larger before."""
+
+    lossless: bool = False
+    stabilized: bool = False
+    upscaled: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +63,12 @@ def export_whole(
     batches: Iterator[FrameBatch],
     out: str,
     *,
-    lossless: bool,
+    form: Form,
     original: Path | None = None,
 ) -> ExportSummary:
     """All frames, with the source's sound: that of `original` where one is given."""
     with nullcontext(str(original)) if original else _audio(store, video) as audio:
-        return _write(video, batches, out, lossless=lossless, audio_from=audio)
+        return _write(video, batches, out, form=form, audio_from=audio)
 
 
 def export_excerpt(
@@ -66,7 +78,7 @@ def export_excerpt(
     *,
     start: float | None,
     end: float | None,
-    lossless: bool,
+    form: Form,
 ) -> ExportSummary:
     """Some frames, from time 0, without sound. Raises UsageError where there are none."""
     first = next(batches, None)
@@ -74,7 +86,7 @@ def export_excerpt(
         asked = f"from {start or 0:g} s" + ("" if end is None else f" to {end:g} s")
         lasts = video.duration_seconds or 0
         raise UsageError(f"{video.name}: no frames {asked}; it lasts {lasts:g} s")
-    return _write(video, chain([first], batches), out, lossless=lossless, audio_from=None)
+    return _write(video, chain([first], batches), out, form=form, audio_from=None)
 
 
 def export_original(store: ObjectStore, video: IndexedVideo, out: str) -> ExportSummary:
@@ -100,26 +112,29 @@ def _write(
     batches: Iterator[FrameBatch],
     out: str,
     *,
-    lossless: bool,
+    form: Form,
     audio_from: str | None,
 ) -> ExportSummary:
+    made = partial(ExportSummary, path=out, reconstructed=video.state != "added", upscaled=form.upscaled)
     if out.endswith("/") or Path(out).is_dir():
-        written = write_pngs(batches, out, metadata=marks(video))
-        return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
+        return made(frames=write_pngs(batches, out, metadata=marks(video, form)))
     first = next(batches)
     written = write_video(
         chain([first], batches),
         out,
-        width=video.width,
-        height=video.height,
+        width=form.upscaled * video.width,
+        height=form.upscaled * video.height,
         time_base=video.time_base,
         average_fps=video.average_fps,
         audio_from=audio_from,
-        lossless=lossless,
-        metadata=marks(video),
+        lossless=form.lossless,
+        metadata=marks(video, form),
         start_pts=int(first.pts[0]),
     )
-    return ExportSummary(path=out, frames=written, reconstructed=video.state != "added")
+    return made(frames=written)
+
+
+PLAIN = Form()
 
 
 @contextmanager
@@ -138,13 +153,17 @@ def _audio(store: ObjectStore, video: IndexedVideo) -> Iterator[str | None]:
         yield str(copy)
 
 
-def marks(video: IndexedVideo) -> dict[str, str]:
+def marks(video: IndexedVideo, form: Form = PLAIN) -> dict[str, str]:
     """What says in a file where its pictures come from."""
+    steady = " Made steady from frame to frame by a learned stabilizer." if form.stabilized else ""
+    larger = f" {SYNTHESISED.format(form.upscaled)}" if form.upscaled > 1 else ""
+    done = steady + larger
     if video.state == "added":
-        return {"comment": f"Encoded again from the original by {GENERATOR}. source sha256={video.sha256}"}
+        told = f"Encoded again from the original by {GENERATOR}.{done} source sha256={video.sha256}"
+        return {"comment": told}
     return {
         "comment": (
-            f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures. "
+            f"Reconstructed from a neural representation by {GENERATOR}, not the original pictures.{done} "
             f"source sha256={video.sha256} preset={video.preset} psnr={video.psnr:.2f} dB"
         )
     }

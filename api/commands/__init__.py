@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from nvpstore.api.commands import archive, batch, ingest, query, results, service, tasks, videos, views
+from nvpstore.api.commands import (
+    archive,
+    batch,
+    ingest,
+    labels,
+    query,
+    results,
+    service,
+    tasks,
+    upscaling,
+    videos,
+    views,
+)
 
 # In the order in which `nvp --help` lists them.
 COMMANDS = (
@@ -16,9 +28,11 @@ COMMANDS = (
     videos.add_show,
     videos.add_tag,
     tasks.add_tasks,
+    upscaling.add_upscale,
     views.add_views,
     results.add_results,
     videos.add_export,
+    labels.add_export_labels,
     videos.add_rm,
     archive.add_verify,
     archive.add_gc,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nvpstore.api.commands import remote
+from nvpstore.api.commands.estimating import estimated
 from nvpstore.api.commands.intake import (
     DEFAULT_TASKS,
     FILES,
@@ -23,6 +24,14 @@ from nvpstore.api.commands.intake import (
     one_file,
 )
 from nvpstore.api.commands.opening import Subparsers, open_archive, open_itself, open_server, served
+from nvpstore.api.commands.spreading import (
+    SPREAD,
+    add_skip_known,
+    add_spread_options,
+    fit_spread,
+    ingest_spread,
+    is_spread,
+)
 from nvpstore.api.output import Output
 from nvpstore.api.progress import AfterEstimate, ProgressLine, duration, size
 from nvpstore.errors import UsageError
@@ -39,7 +48,13 @@ Fits and stores videos; a rerun continues, and what is stored already is no work
 {FILES}
 {SUMMARY};
 a list unless FILE is one file.
-"""
+
+With --estimate no archive is needed. Its --json: path, kind (static, moving, film), motion, cuts_a_minute,
+preset, device, frames, distinct (the share of them that show something new, as far as was tried), segments,
+epochs, reached, seconds, stored_bytes; and of an hour of such footage, at its rate (full_rate) and at 1 frame
+a second (one_a_second): frames_a_second, device_hours, stored_bytes.
+
+{SPREAD}"""
 ADD = f"""\
 Registers videos without fitting them, in about the time it takes to read them. Queries read the originals
 until `nvp fit` or `nvp ingest` has fitted them.
@@ -53,7 +68,8 @@ Fits videos that were added, from their originals; a rerun continues. Without VI
 
 {SUMMARY};
 a list unless one VIDEO is named.
-"""
+
+{SPREAD}"""
 
 
 def add_ingest(commands: Subparsers, **options: Any) -> None:
@@ -68,7 +84,14 @@ def add_ingest(commands: Subparsers, **options: Any) -> None:
         help="remember where the file is, copy it into the archive, or neither "
         "(default: reference; none where it is sent to a server)",
     )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="store nothing: say what it would take here, by a look at each file and a short trial fit",
+    )
     add_fail_fast(parser)
+    add_spread_options(parser)
+    add_skip_known(parser)
     parser.set_defaults(run=ingest)
 
 
@@ -105,10 +128,17 @@ def add_fit(commands: Subparsers, **options: Any) -> None:
         "(default: as it is kept now)",
     )
     add_fail_fast(parser)
+    add_spread_options(parser)
     parser.set_defaults(run=fit)
 
 
 def ingest(args: argparse.Namespace, output: Output) -> None:
+    if args.estimate:
+        estimated(args, output)
+        return
+    if is_spread(args):
+        ingest_spread(args, output)
+        return
     videos, alone = named_files(args)
     store = remote.ingesting(open_server(args), args) if served(args) else _ingesting(open_itself(args), args)
     summaries = one_after_another(
@@ -132,6 +162,9 @@ def fit(args: argparse.Namespace, output: Output) -> None:
     if args.refit and not args.videos and args.where is None:
         raise UsageError("--refit: name each VIDEO, or choose with --videos")
     videos = args.videos or open_archive(args).videos_where(" AND ".join(where))
+    if is_spread(args):
+        fit_spread(args, list(videos), output)
+        return
     store = remote.fitting(open_server(args), args) if served(args) else _fitting(open_itself(args), args)
     summaries = one_after_another(
         videos,
@@ -171,6 +204,7 @@ def _ingest_file(archive: Archive, video: VideoFile, path: Path, args: argparse.
             keep_source=args.keep_source or "reference",
             source_uri=_uri(video),
             refit=args.refit,
+            tone_map=args.tone_map,
             progress=AfterEstimate(line, lambda: _estimate(archive, str(video), path, args)),
         )
     finally:
@@ -188,6 +222,7 @@ def _add_file(archive: Archive, video: VideoFile, path: Path, args: argparse.Nam
             recorded_at=args.recorded_at,
             keep_source=args.keep_source or "reference",
             source_uri=_uri(video),
+            tone_map=args.tone_map,
             progress=AfterEstimate(line, lambda: f"{video}: reading it through"),
         )
     finally:

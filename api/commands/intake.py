@@ -67,6 +67,9 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="when the first frame was recorded: ISO 8601; UTC where it names no zone",
     )
+    parser.add_argument(
+        "--tone-map", action="store_true", help="map HDR (PQ, HLG) to SDR, which is what is stored"
+    )
 
 
 def add_task_option(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +143,7 @@ def one_after_another(
                 raise
             failures.append(str(error))
     value = summaries[0] if alone else summaries
-    output.done(value, text="\n".join(_sentence(summary) for summary in summaries) or empty)
+    output.done(value, text="\n".join(sentence(summary) for summary in summaries) or empty)
     if failures:
         raise SourceError(f"{len(failures)} of {len(items)} files failed: {'; '.join(failures)}")
     return summaries
@@ -152,7 +155,8 @@ def check_targets(summaries: Sequence[Stored], *, strict: bool) -> None:
         raise SourceError(f"below the PSNR target: {', '.join(below)}")
 
 
-def _sentence(summary: Stored) -> str:
+def sentence(summary: Stored) -> str:
+    """What people read of a stored video."""
     how = "already stored" if summary.already_stored else summary.state.replace("_", " ")
     found = f"{summary.frames} frames" if summary.psnr is None else f"{summary.psnr:.2f} dB"
     return f"{summary.video_id}  {summary.name}: {how}, {found}, {size(summary.stored_bytes)}"

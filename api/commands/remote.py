@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nvpstore.api.commands.intake import DEFAULT_TASKS, Stored
 from nvpstore.api.progress import ProgressLine
+from nvpstore.errors import UsageError
 from nvpstore.upkeep.folders import RemoteVideo, VideoFile
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def ingesting(archive: RemoteArchive, args: argparse.Namespace) -> Callable[[VideoFile], Stored]:
+    _check_offered(args)
+
     def store(video: VideoFile) -> Stored:
         with _progress() as line:
             return archive.ingest(
@@ -38,6 +41,8 @@ def ingesting(archive: RemoteArchive, args: argparse.Namespace) -> Callable[[Vid
 
 
 def adding(archive: RemoteArchive, args: argparse.Namespace) -> Callable[[VideoFile], Stored]:
+    _check_offered(args)
+
     def store(video: VideoFile) -> Stored:
         with _progress() as line:
             return archive.add(
@@ -67,6 +72,11 @@ def fitting(archive: RemoteArchive, args: argparse.Namespace) -> Callable[[str],
             )
 
     return store
+
+
+def _check_offered(args: argparse.Namespace) -> None:
+    if args.tone_map:
+        raise UsageError("--tone-map: servers take SDR only; map the file, or store it in an archive here")
 
 
 def _tasks(args: argparse.Namespace) -> tuple[str, ...]:

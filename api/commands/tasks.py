@@ -1,4 +1,4 @@
-"""`nvp tasks list`, `show`, `add` and `train`."""
+"""`nvp tasks list`, `show`, `add`, `train`, `stabilize` and `steadiness`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from nvpstore.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
     from nvpstore.client import values as remote
+    from nvpstore.ingest.stabilizing import StabilizerSummary
     from nvpstore.ingest.training import TrainedVideo
     from nvpstore.upkeep.tasks import AddedTask
 
 # Spelled out, since help must not load torch.
 KINDS = ("classification", "embedding", "detection", "segmentation", "depth", "action", "caption")
+STEADY_VARIANTS = ("learned", "controlled", "spatial")
 FITS = ("stretch", "crop", "letterbox")
 # Options of `add` by the fields of upkeep.tasks.TaskRequest.
 FIELDS = (
@@ -56,6 +58,23 @@ commit; a rerun continues.
 what queries take by default, by frames), reference (original or decoded), trained_frames, measured_frames,
 adapter_bytes, seconds, why.
 """
+STABILIZE = """\
+Teaches a memory that makes a task's answers steady from frame to frame, or (NAME frames) pictures; queries
+use it by `labels(stabilize := true)`. It learns from runs of stored frames that it disturbs, against the
+median of the backbone's own answers around each; every fourth run only judges. One stabilizer of the archive
+for each task version: another takes its place.
+
+--json: name, version, state (trained, estimated), variant, cut, parameters, bytes, segments, judged_segments,
+frames, steps, seconds; change, error and flips: each before and after, on runs that did not teach.
+"""
+STEADINESS = """\
+How often the first label of a task of classes or actions changes, within segments, with and without its
+stabilizer; and how far both agree. The stabilizer's own work is what is compared: a scene's true changes are
+in both.
+
+--json: a list of answers (plain, stabilized), frames, seconds, flips, flips_per_second, agreement (with the
+plain ones).
+"""
 
 
 def add_tasks(commands: Subparsers, **options: Any) -> None:
@@ -73,6 +92,8 @@ def add_tasks(commands: Subparsers, **options: Any) -> None:
     show_parser.set_defaults(run=show_task)
     _add_add(actions, **options)
     _add_train(actions, **options)
+    _add_stabilize(actions, **options)
+    _add_steadiness(actions, **options)
 
 
 def _add_add(actions: Subparsers, **options: Any) -> None:
@@ -121,6 +142,53 @@ def _add_train(actions: Subparsers, **options: Any) -> None:
     parser.set_defaults(run=train_task)
 
 
+def _add_stabilize(actions: Subparsers, **options: Any) -> None:
+    parser = actions.add_parser(
+        "stabilize", help="make a task's answers, or pictures, steady", description=STABILIZE, **options
+    )
+    parser.add_argument("name", metavar="NAME", help="task name, NAME@VERSION, or frames")
+    parser.add_argument(
+        "--videos", metavar="SQL", help="those for which this holds, over the columns of the videos view"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.25,
+        metavar="X",
+        help="of each segment's frames, to learn from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=200, metavar="N", help="of training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stability",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="what being steady is worth beside being right; below 0.5 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--variant", choices=STEADY_VARIANTS, help="(default: controlled, and of pictures spatial)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write nothing: take two steps, and scale them up"
+    )
+    parser.set_defaults(run=stabilize_task)
+
+
+def _add_steadiness(actions: Subparsers, **options: Any) -> None:
+    parser = actions.add_parser(
+        "steadiness", help="how often answers change", description=STEADINESS, **options
+    )
+    parser.add_argument("name", metavar="NAME", help="task name, or NAME@VERSION")
+    parser.add_argument(
+        "--videos", metavar="SQL", help="those for which this holds, over the columns of the videos view"
+    )
+    parser.add_argument("--every", type=float, metavar="S", help="seconds between frames (default: all)")
+    parser.set_defaults(run=show_steadiness)
+
+
 def list_tasks(args: argparse.Namespace, output: Output) -> None:
     tasks = open_archive(args).tasks(available=args.available)
     output.rows(tasks, columns=("name", "kind", "cuts", "weights", "version"))
@@ -164,6 +232,49 @@ def train_task(args: argparse.Namespace, output: Output) -> None:
     if bad := [row for row in trained if row.why]:
         said = "; ".join(f"{row.name}: {row.why}" for row in bad)
         raise TaskError(f"{len(bad)} of {len(trained)} videos were not trained: {said}")
+
+
+def stabilize_task(args: argparse.Namespace, output: Output) -> None:
+    line = ProgressLine(sys.stderr)
+    try:
+        made = open_archive(args).stabilize(
+            args.name,
+            videos=args.videos,
+            share=args.share,
+            steps=args.steps,
+            stability=args.stability,
+            variant=args.variant,
+            device=args.device,
+            dry_run=args.dry_run,
+            progress=line,
+        )
+    finally:
+        line.close()
+    output.done(made, text=_steadied(made))
+
+
+def show_steadiness(args: argparse.Namespace, output: Output) -> None:
+    found = open_archive(args).steadiness(args.name, videos=args.videos, every=args.every)
+    output.rows(found, columns=("answers", "frames", "seconds", "flips", "flips_per_second", "agreement"))
+
+
+def _steadied(made: StabilizerSummary | remote.StabilizerSummary) -> str:
+    where = f" from {made.cut}" if made.cut else ""
+    if made.state == "estimated":
+        return (
+            f"{made.name}: {made.steps} steps on {made.frames} frames of {made.segments} segments would take "
+            f"{duration(made.seconds)}: {made.variant}{where}, {made.parameters} parameters"
+        )
+    told = [
+        f"{name} {pair[0]:.3g} → {pair[1]:.3g}"
+        for name, pair in (("change", made.change), ("error", made.error), ("flips a second", made.flips))
+        if pair is not None
+    ]
+    judged = f"; on {made.judged_segments} others: {', '.join(told)}" if told else "; judged by no others"
+    return (
+        f"{made.name}@{made.version[:8]} is stabilized: {made.variant}{where}, {size(made.bytes)}, taught by "
+        f"{made.frames} frames of {made.segments} segments{judged}"
+    )
 
 
 def _sentence(added: AddedTask | remote.AddedTask) -> str:

@@ -136,6 +136,12 @@ def add_export(commands: Subparsers, **options: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write; a name ending in / gets PNGs")
     parser.add_argument("--start", type=seconds, metavar="S", help="from this many seconds")
     parser.add_argument("--end", type=seconds, metavar="S", help="up to this many seconds")
+    parser.add_argument(
+        "--stabilize", action="store_true", help="steady pictures (nvp tasks stabilize frames)"
+    )
+    parser.add_argument(
+        "--upscale", type=int, choices=(2, 4), default=1, help="times the size; detail is synthesised"
+    )
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--lossless", action="store_true", help="FFV1 RGB in mkv instead of H.264 in mp4")
     kinds.add_argument("--original", action="store_true", help="the source's own bytes, where they are kept")
@@ -145,7 +151,18 @@ def add_export(commands: Subparsers, **options: Any) -> None:
 def export(args: argparse.Namespace, output: Output) -> None:
     if args.start is not None and args.end is not None and args.start >= args.end:
         raise UsageError(f"--start {args.start:g} --end {args.end:g}: the end must come after the start")
+    if args.original and args.stabilize:
+        raise UsageError("--original --stabilize: the source's own bytes stay what they are")
+    if args.original and args.upscale > 1:
+        raise UsageError("--original --upscale: the source's own bytes stay what they are")
     summary = open_archive(args).export(
-        args.video, args.out, start=args.start, end=args.end, lossless=args.lossless, original=args.original
+        args.video,
+        args.out,
+        start=args.start,
+        end=args.end,
+        lossless=args.lossless,
+        original=args.original,
+        stabilize=args.stabilize,
+        upscale=args.upscale,
     )
     output.done(summary, text=f"wrote {summary.frames} frames to {summary.path}")

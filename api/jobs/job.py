@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-JobKind = Literal["ingest", "add", "fit", "train", "query"]
+JobKind = Literal["ingest", "add", "fit", "train", "stabilize", "query"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 EventKind = Literal["state", "progress", "log"]
 

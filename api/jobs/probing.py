@@ -26,7 +26,8 @@ from typing import IO, Any
 
 from nvpstore.api.service.settings import ServiceSettings
 from nvpstore.errors import NvpError, SourceError
-from nvpstore.video.decoder import Converter, Decoder, open_decoder
+from nvpstore.video.converter import Converter
+from nvpstore.video.decoder import Decoder, open_decoder
 
 MOST_STREAMS = 64
 MOST_FPS = 240  # frames a second of the longest video allowed: bounds how many frames are looked at

@@ -10,13 +10,17 @@ from typing import Any, Literal, cast, get_args
 from nvpstore.errors import UsageError
 
 Kept = Literal["reference", "copy", "none"]
+SteadyVariant = Literal["learned", "controlled", "spatial"]
 AnswerFormat = Literal["json", "ndjson", "csv", "arrow", "parquet"]
 
-# Those of Archive.ingest and Archive.train_task; spelled out, since requests must not load the archive.
+# Those of Archive.ingest, train_task and stabilize; spelled out, since requests must not load the archive.
 DEFAULT_PRESET = "demo"
 DEFAULT_TASKS = ("labels",)
 DEFAULT_SHARE = 0.05
 DEFAULT_MEASURED = 256
+DEFAULT_STEADY_SHARE = 0.25
+DEFAULT_STEADY_STEPS = 200
+DEFAULT_STABILITY = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,40 @@ class TrainJob:
             share=given.number("share", DEFAULT_SHARE),
             measured=given.whole("measured", DEFAULT_MEASURED),
             again=given.flag("again"),
+        )
+        given.end()
+        return request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StabilizeJob:
+    """A task whose answers, or "frames", whose pictures, are to become steady; as `Archive.stabilize`."""
+
+    task: str
+    videos: str | None = None
+    share: float = DEFAULT_STEADY_SHARE
+    steps: int = DEFAULT_STEADY_STEPS
+    stability: float = DEFAULT_STABILITY
+    variant: SteadyVariant | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant is not None:
+            _check_choice("variant", self.variant, get_args(SteadyVariant))
+
+    def to_json(self) -> dict[str, Any]:
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StabilizeJob:
+        """Raises UsageError naming the field that is malformed."""
+        given = _Given(value)
+        request = cls(
+            task=given.text("task"),
+            videos=given.maybe_text("videos"),
+            share=given.number("share", DEFAULT_STEADY_SHARE),
+            steps=given.whole("steps", DEFAULT_STEADY_STEPS),
+            stability=given.number("stability", DEFAULT_STABILITY),
+            variant=cast(SteadyVariant | None, given.maybe_text("variant")),
         )
         given.end()
         return request

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nvpstore.api.jobs import sources, spool, web
 from nvpstore.api.jobs.job import Job
 from nvpstore.api.jobs.probing import ProbeLimits, most_frames, probe_apart
-from nvpstore.api.jobs.requests import FitJob, IngestJob, TrainJob, instant
+from nvpstore.api.jobs.requests import FitJob, IngestJob, StabilizeJob, TrainJob, instant
 from nvpstore.api.progress import FIRST_LOOK, ProgressLike
 from nvpstore.api.service.settings import ServiceSettings
 from nvpstore.errors import NvpError, SourceError, UsageError
@@ -76,7 +76,11 @@ def run_job(
         return run.fit(FitJob.from_json(job.request))
     if job.kind == "train":
         return run.train(TrainJob.from_json(job.request))
-    raise UsageError(f"job {job.id} is of kind {job.kind!r}: workers do ingest, add, fit and train")
+    if job.kind == "stabilize":
+        return run.stabilize(StabilizeJob.from_json(job.request))
+    raise UsageError(
+        f"job {job.id} is of kind {job.kind!r}: workers do ingest, add, fit, train and stabilize"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,19 @@ class _Run:
             progress=self._heard,
         )
         return {"videos": [_as_json(video) for video in trained]}
+
+    def stabilize(self, request: StabilizeJob) -> dict[str, Any]:
+        made = self.archive.stabilize(
+            request.task,
+            videos=request.videos,
+            share=request.share,
+            steps=request.steps,
+            stability=request.stability,
+            variant=request.variant,
+            device=self.device,
+            progress=self._heard,
+        )
+        return _as_json(made)
 
     # ------------------------------------------------------------ parts
 

@@ -30,7 +30,7 @@ from nvpstore.api.service.settings import ServiceSettings
 from nvpstore.archive import Archive
 from nvpstore.errors import NvpError, StoreError
 
-KINDS: Sequence[JobKind] = ("ingest", "add", "fit", "train")
+KINDS: Sequence[JobKind] = ("ingest", "add", "fit", "train", "stabilize")
 _POLL_SECONDS = 0.5
 _NICENESS = 5  # those who ask come before those who wait
 _HUNG_LEASES = 4  # after so many without a sign of life the process is beyond hope

@@ -38,16 +38,24 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipName:
-    """A part of a video as one attempt stored it, in seconds; None: from its start, to its end."""
+    """A part of a video as one attempt stored it, in seconds; None: from its start, to its end.
+
+    `steady` tells by which stabilizer it is made steady, if at all; `upscale` how many times as large as
+    the source it is.
+    """
 
     video_id: str
     attempt: str
     start: float | None
     end: float | None
+    steady: str = ""
+    upscale: int = 1
 
     @property
     def path(self) -> Path:
-        return Path(self.video_id, f"{self.attempt}-{self.start}-{self.end}.mp4")
+        steady = f"-{self.steady}" if self.steady else ""
+        larger = f"-x{self.upscale}" if self.upscale > 1 else ""
+        return Path(self.video_id, f"{self.attempt}-{self.start}-{self.end}{steady}{larger}.mp4")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from nvpstore.api.service.state import Service, service_of
 from nvpstore.api.service.uploads import display_name
 from nvpstore.archive import Archive
 from nvpstore.catalog import IndexedVideo
+from nvpstore.storage.keys import PICTURES
 
 Seconds = Annotated[float | None, Query(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -67,24 +68,35 @@ async def show_clip(
     ref: VideoRef,
     start: Seconds = None,
     end: Seconds = None,
-    upscale: Annotated[int | None, Query(description="not offered yet")] = None,
-    stabilize: Annotated[bool | None, Query(description="not offered yet")] = None,
+    upscale: Annotated[int | None, Query(description="1, 2 or 4 times the size")] = None,
+    stabilize: Annotated[
+        bool, Query(description="steady pictures, where the archive has a stabilizer of `frames`")
+    ] = False,
 ) -> Response:
     """A video, or the part from `start` to `end` (seconds, without sound), to watch.
 
     It is made for the first who asks, and kept for a while; where too many are in the making: 429. The file
     says that it is reconstructed, of which source, and how well; of an added video it shows the original.
+    Upscaled, it says that its detail is synthesised.
     """
-    _check_asked(start=start, end=end, upscale=upscale, stabilize=stabilize)
+    _check_asked(start=start, end=end, upscale=upscale)
     video = await run_in_threadpool(_video, service, ref)
-    name = ClipName(video_id=video.video_id, attempt=video.attempt, start=start, end=end)
+    steady = await run_in_threadpool(_stabilizer, service) if stabilize else ""
+    name = ClipName(
+        video_id=video.video_id,
+        attempt=video.attempt,
+        start=start,
+        end=end,
+        steady=steady,
+        upscale=upscale or 1,
+    )
     export = partial(_export, service.archive, name)
     with hiding_places():
         path = await clips.hold(name, export, gone=request.is_disconnected)
     try:
         stat = path.stat()
         # Made anew, its bytes may differ: then a range of the one is none of the other.
-        etag = f'"{video.attempt}-{stat.st_mtime_ns}-{stat.st_size}"'
+        etag = f'"{video.attempt}-{steady}x{name.upscale}-{stat.st_mtime_ns}-{stat.st_size}"'
         if matches(request, etag):
             clips.release(path)
             return not_modified(etag)
@@ -158,13 +170,9 @@ def _no_such_range(message: Message) -> Refused:
     )
 
 
-def _check_asked(
-    *, start: float | None, end: float | None, upscale: int | None, stabilize: bool | None
-) -> None:
-    if upscale not in (None, 1):
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"upscale={upscale}: this release does not upscale")
-    if stabilize:
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "stabilize=true: this release does not stabilize")
+def _check_asked(*, start: float | None, end: float | None, upscale: int | None) -> None:
+    if upscale not in (None, 1, 2, 4):
+        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"upscale={upscale}: allowed is 1, 2 or 4")
     if end is not None and (start or 0) >= end:
         raise Refused(
             HTTPStatus.UNPROCESSABLE_ENTITY, f"start={start or 0:g}, end={end:g}: the end must come after it"
@@ -172,7 +180,25 @@ def _check_asked(
 
 
 def _export(archive: Archive, name: ClipName, path: Path, progress: Callable[[int], None]) -> None:
-    archive.export(name.video_id, path, start=name.start, end=name.end, progress=progress)
+    archive.export(
+        name.video_id,
+        path,
+        start=name.start,
+        end=name.end,
+        stabilize=bool(name.steady),
+        upscale=name.upscale,
+        progress=progress,
+    )
+
+
+def _stabilizer(service: Service) -> str:
+    """The beginning of the digest of what makes pictures steady."""
+    found = service.archive.catalog.snapshot().stabilizer("frames", PICTURES)
+    if found is None:
+        raise Refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "stabilize=true: the archive has no stabilizer of frames"
+        )
+    return found.sha256[:16]
 
 
 def _video(service: Service, ref: str) -> IndexedVideo:

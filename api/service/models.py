@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from nvpstore.api.jobs.job import Job, JobKind, JobState
+from nvpstore.api.jobs.requests import SteadyVariant
 from nvpstore.types import RouteName, RouteScope, TaskKind, VideoState, WeightsPlace
 
 MOST_TAGS = 64
@@ -381,6 +382,25 @@ class TaskAdded(Answer):
     weights_bytes: int = Field(description="what the archive keeps")
     already_registered: bool
     warning: str | None
+
+
+class StabilizeAsked(Asked):
+    """How to teach what makes answers, or pictures, steady."""
+
+    videos: str | None = Field(
+        default=None,
+        max_length=65_536,
+        description="an SQL predicate over the columns of the view `videos`; null: all",
+        examples=["tags['camera'] = 'gate'"],
+    )
+    share: float = Field(default=0.25, gt=0, le=1, description="of a segment's frames, to learn from")
+    steps: int = Field(default=200, ge=1, le=100_000, description="of training")
+    stability: float = Field(
+        default=0.2, ge=0, lt=0.5, description="what being steady is worth beside being right"
+    )
+    variant: SteadyVariant | None = Field(
+        default=None, description="null: controlled, and of pictures spatial"
+    )
 
 
 class TrainAsked(Asked):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -23,7 +24,8 @@ from nvpstore.api.service.problems import Refused, status_of
 from nvpstore.api.service.state import Service
 from nvpstore.errors import NvpError, QueryTimeout, StoreError
 
-AT_ONCE = 32  # queries of all callers that run; the others wait in line
+# Queries of all callers that run; the others wait in line. More of them only take each other's time.
+AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
 MOST_WAITING = 256
 _PIECES_AHEAD = 2  # of an answer that is read more slowly than it is made
 _POLL_SECONDS = 0.05
@@ -42,13 +44,17 @@ class AnswerBroke(Exception):
 
 
 class Desk:
-    """One server's running queries: on a bounded number of threads, a bounded number of each caller's."""
+    """One server's running queries: on a bounded number of threads, a bounded number of each caller's.
+
+    Callers take turns: a query waits for at most one of each other caller's, however many those have.
+    """
 
     def __init__(self, *, each: int, metrics: Metrics, at_once: int = AT_ONCE) -> None:
         """`each` is how many queries a caller may have at once, waiting ones included."""
         self._each, self._metrics = each, metrics
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="service-query")
         self._running: Counter[str] = Counter()
+        self._line: OrderedDict[str, deque[Run]] = OrderedDict()  # the caller whose turn it is first
         self._counting = threading.Lock()
         self._most = at_once + MOST_WAITING
 
@@ -66,8 +72,18 @@ class Desk:
             metrics=self._metrics,
             on_end=lambda: self._ended(caller),
         )
-        self._threads.submit(run.carry_out)
+        with self._counting:
+            self._line.setdefault(caller, deque()).append(run)
+        self._threads.submit(self._carry_out_next)
         return run
+
+    def _carry_out_next(self) -> None:
+        with self._counting:
+            caller, runs = self._line.popitem(last=False)
+            run = runs.popleft()
+            if runs:
+                self._line[caller] = runs  # behind all others
+        run.carry_out()
 
     def _check_turn(self, caller: str) -> None:
         if self._running[caller] >= self._each:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as FromPath
 from fastapi.concurrency import run_in_threadpool
 
-from nvpstore.api.jobs.requests import TrainJob
+from nvpstore.api.jobs.requests import StabilizeJob, TrainJob
 from nvpstore.api.service.given import (
     Admin,
     GivenService,
@@ -26,6 +26,7 @@ from nvpstore.api.service.given import (
 from nvpstore.api.service.intake import checked, json_field
 from nvpstore.api.service.models import (
     JobAnswer,
+    StabilizeAsked,
     TaskAdded,
     TaskDetails,
     TaskFields,
@@ -41,6 +42,7 @@ from nvpstore.storage.keys import new_attempt
 if TYPE_CHECKING:
     from nvpstore.upkeep.tasks import AddedTask
 
+FRAMES = "frames"  # of whose stabilizer pictures have
 WEIGHTS_PART, DESCRIPTION_PART = "weights", "task"
 WEIGHTS_BYTES = 4 * 10**9  # they are read into memory
 MOST_OPTION_LEVELS = 4
@@ -172,6 +174,37 @@ def train_task(
     )
     queued, _new = service.queue.submit(
         "train", job.to_json(), owner=caller.key_id, idempotency_key=idempotency_key
+    )
+    return accepted(request, response, queued)
+
+
+@router.post("/tasks/{name}/stabilize", status_code=202)
+def stabilize_task(
+    request: Request,
+    response: Response,
+    service: GivenService,
+    caller: Ingester,
+    name: TaskRefPath,
+    asked: StabilizeAsked,
+    idempotency_key: IdempotencyKey = None,
+) -> JobAnswer:
+    """Teach what makes a task's answers steady, or pictures (`frames`). Answers with the job."""
+    task, _, version = name.partition("@")
+    if name != FRAMES:
+        try:
+            service.archive.catalog.snapshot().task(task, version or None)
+        except TaskError as cause:
+            raise NotFound(str(cause)) from cause
+    job = StabilizeJob(
+        task=name,
+        videos=asked.videos,
+        share=asked.share,
+        steps=asked.steps,
+        stability=asked.stability,
+        variant=asked.variant,
+    )
+    queued, _new = service.queue.submit(
+        "stabilize", job.to_json(), owner=caller.key_id, idempotency_key=idempotency_key
     )
     return accepted(request, response, queued)
 

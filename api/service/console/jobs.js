@@ -7,7 +7,7 @@ const PAGE = 50;
 const PAUSE = 2000; // milliseconds between looks
 
 export const FINAL = ["done", "failed", "cancelled"];
-const KINDS = { ingest: "fit an upload", add: "add an upload", fit: "fit a video", train: "train a task", query: "query" };
+const KINDS = { ingest: "fit an upload", add: "add an upload", fit: "fit a video", train: "train a task", stabilize: "stabilize a task", query: "query" };
 const BYTES = ["upload", "read", "copy"]; // phases whose steps are bytes
 
 export function jobsPage(signal) {

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from nvpstore import archive
+from nvpstore.adapters.stabilizer import VARIANTS
 from nvpstore.api import cli
 from nvpstore.api.commands import tasks
 from nvpstore.ingest import learning
 from nvpstore.ingest.routes import RouteSettings
+from nvpstore.ingest.stabilizing import StabilizerSummary
 from nvpstore.ingest.training import TrainedVideo
 from nvpstore.tasks.preprocessing import Fit
 from nvpstore.types import TaskKind
@@ -180,6 +182,31 @@ class TestTrain:
         found, out, err = fitted("tasks", "train", *arguments)
         assert (found, out, err.count("\n")) == (status, "", 1), err
         assert says in err
+
+    def test_answers_are_made_steady(self, fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        stabilize = ("tasks", "stabilize", "labels", "--device", "cpu", "--share", "1")
+        status, out, _ = fitted(*stabilize, "--dry-run")
+        assert (status, out.split()[:2]) == (0, ["labels:", "200"])
+        assert fitted("tasks", "steadiness", "labels")[1].count("plain") == 1
+        status, out, err = fitted(*stabilize, "--steps", "2", "--json")
+        made = json.loads(out)
+        assert (status, made["state"], made["change"]) == (0, "trained", None)
+        assert set(made) == {field.name for field in dataclasses.fields(StabilizerSummary)}
+        assert "train  1/2 (50 %)" in err  # later ones only where a second has passed
+        status, out, _ = fitted("tasks", "steadiness", "labels", "--every", "0.1", "--json")
+        assert [row["answers"] for row in json.loads(out)] == ["plain", "stabilized"]
+        assert fitted("tasks", "steadiness", "labels", "--videos", "colour = 1")[0] == 1
+        found, _, err = fitted(*stabilize, "--stability", "9")
+        assert (found, "repeat the first one" in err) == (2, True)
+
+    def test_defaults_of_stabilizing_are_the_archives_own(self) -> None:
+        args = cli.build_parser().parse_args(["tasks", "stabilize", "labels"])
+        assert (args.share, args.steps, args.stability) == (
+            archive.DEFAULT_STEADY_SHARE,
+            archive.DEFAULT_STEADY_STEPS,
+            archive.DEFAULT_STABILITY,
+        )
+        assert set(tasks.STEADY_VARIANTS) == set(VARIANTS) - {"fixed"}
 
     def test_defaults_are_the_archives_own(self) -> None:
         args = cli.build_parser().parse_args(["tasks", "train", "dice"])

@@ -17,7 +17,7 @@ from nvpstore.api.jobs import run
 from nvpstore.api.jobs.failures import described
 from nvpstore.api.jobs.job import Job, JobKind
 from nvpstore.api.jobs.queue import JobQueue
-from nvpstore.api.jobs.requests import FitJob, IngestJob, TrainJob
+from nvpstore.api.jobs.requests import FitJob, IngestJob, StabilizeJob, TrainJob
 from nvpstore.api.jobs.run import Stopped, progress_json, run_job
 from nvpstore.api.progress import ProgressLike
 from nvpstore.api.service.settings import ServiceSettings
@@ -186,7 +186,7 @@ class TestRefusals:
             runner("fit", FitJob(video="gate"))
         with pytest.raises(TaskError, match="nonsense"):
             runner("train", TrainJob(task="nonsense"))
-        with pytest.raises(UsageError, match="workers do ingest, add, fit and train"):
+        with pytest.raises(UsageError, match="workers do ingest, add, fit, train and stabilize"):
             runner("query", FitJob(video="x"))
 
     def test_a_request_that_is_none_is_refused(self, runner: Runner, queue: JobQueue) -> None:
@@ -247,6 +247,8 @@ class TestFits:
         assert [video["state"] for video in trained["videos"]] == ["trained"]
         assert trained["videos"][0]["video_id"] == result["video_id"]
         assert "train" in runner.phases()
+        made = runner("stabilize", StabilizeJob(task="labels", steps=2, share=1.0))
+        assert (made["name"], made["state"], made["steps"]) == ("labels", "trained", 2)
 
     def test_what_was_added_is_fitted_later(self, runner: Runner, upload: Callable[[str], Path]) -> None:
         added = runner("add", uploaded(upload("clip.mp4")))
@@ -267,13 +269,14 @@ class TestFits:
                 runner("ingest", request)
             begun.append(runner.first_fitted())
             assert runner.archive.videos() == []
-        assert list((runner.archive.catalog.folder / "fits").rglob("segment-0.pt"))
+        kept = {path.name for path in (runner.archive.catalog.folder / "fits").rglob("segment-*")}
+        assert kept == {"segment-0.finished", "segment-1.pt"}
         runner.heard, runner.stops = [], lambda: False
         assert runner("ingest", request)["frames"] == 48
         # The segment that was finished is not fitted again.
         assert runner.first_fitted() > begun[0]
         assert len(runner.archive.videos()) == 1
-        assert not list((runner.archive.catalog.folder / "fits").rglob("segment-*.pt"))
+        assert not list((runner.archive.catalog.folder / "fits").rglob("segment-*"))
 
     def test_a_full_disk_while_fitting_is_an_error_that_says_so(
         self, runner: Runner, upload: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

@@ -96,7 +96,7 @@ class TestPictures:
     @pytest.mark.parametrize(
         ("asked", "status"),
         [
-            ("upscale=2", 422),
+            ("upscale=3", 422),
             ("upscale=x", 422),
             ("stabilize=true", 422),
             ("start=2&end=1", 422),

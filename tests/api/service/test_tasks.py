@@ -260,3 +260,30 @@ class TestTraining:
         client = fresh()
         assert client.post(f"/v1/tasks/{name}/train", json=asked).status_code == status
         assert service_behind(client).queue.jobs() == []
+
+
+class TestStabilizing:
+    def test_it_is_a_job(self, fresh: Fresh) -> None:
+        client = fresh()
+        asked = {"videos": None, "share": 0.5, "steps": 3, "stability": 0.2, "variant": "learned"}
+        answer = client.post("/v1/tasks/labels/stabilize", json=asked)
+        assert answer.status_code == 202, answer.text
+        assert (answer.json()["kind"], answer.json()["request"]) == ("stabilize", {"task": "labels", **asked})
+        assert client.post("/v1/tasks/frames/stabilize", json={}).status_code == 202
+
+    @pytest.mark.parametrize(
+        ("name", "asked", "status"),
+        [
+            ("nothing", {}, 404),
+            ("labels", {"share": 0}, 422),
+            ("labels", {"steps": 0}, 422),
+            ("labels", {"stability": 0.5}, 422),
+            ("labels", {"variant": "fixed"}, 422),
+        ],
+    )
+    def test_what_cannot_be_taught_is_no_job(
+        self, fresh: Fresh, name: str, asked: dict[str, Any], status: int
+    ) -> None:
+        client = fresh()
+        assert client.post(f"/v1/tasks/{name}/stabilize", json=asked).status_code == status
+        assert service_behind(client).queue.jobs() == []
