@@ -13,23 +13,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.frames import Frames, read_frames, synthetic_frames
 from benchmarks.machine import write_result
-from nvpstore.codec.artifact import (
-    coded_frames,
-    decode_taps,
-    load_decoder,
-    load_latents,
-    shown_rgb,
-    store_latents,
-    store_weights,
-)
+from benchmarks.roundtrip import networks, pictures, stored
+from nvpstore.codec.artifact import coded_frames
 from nvpstore.codec.build import build_architecture, find_preset
 from nvpstore.codec.fit import FittedSegment, SegmentFit
-from nvpstore.types import RGB_STAGE
 
 SEED = 0
 DEFAULT_PRESETS = ("demo", "hnerv-0.75m")
@@ -84,21 +75,13 @@ def measure(name: str, frames: Frames, device: str, *, checkpoint: Path) -> dict
 
 def stored_quality(fitted: FittedSegment, rgb_tchw: torch.Tensor, device: str) -> tuple[float, int]:
     """PSNR (dB) of what the stored bytes decode to, all frames at source size; and the count of bytes."""
-    stages = store_weights(fitted.decoder, segment=0, steps=fitted.steps)
-    pts = np.arange(len(rgb_tchw), dtype=np.int64)
-    latents = store_latents(fitted.latents, segment=0, start_frame=0, pts=pts)
-    decoder = load_decoder(fitted.arch, [stage.tensors for stage in stages], device=device)
-    height, width = rgb_tchw.shape[2:]
+    kept = stored(fitted)
     squared_error, done = 0.0, 0
-    for taps in decode_taps(decoder, load_latents(latents), (RGB_STAGE,)):
-        shown = shown_rgb(taps[RGB_STAGE].float(), fitted.arch, height, width).cpu()
+    for shown in pictures(fitted, *networks(fitted, kept, device), (rgb_tchw.shape[2], rgb_tchw.shape[3])):
         difference = shown.double() - rgb_tchw[done : done + len(shown)].double()
         squared_error += float(difference.square().sum())
         done += len(shown)
-    tensors = [tensor for stage in stages for tensor in stage.tensors]
-    payload = sum(len(tensor.payload) + len(tensor.scale) for tensor in tensors)
-    payload += latents.payload.nbytes + len(latents.scale)
-    return 10 * math.log10(255**2 / (squared_error / rgb_tchw.numel())), payload
+    return 10 * math.log10(255**2 / (squared_error / rgb_tchw.numel())), kept.payload_bytes
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -135,7 +135,7 @@ def measure(path: Path, sql: str, repeats: int) -> dict[str, Any]:
         began = time.perf_counter()
         whole = load_whole(con)
         whole_seconds = time.perf_counter() - began
-    opened = _resident_bytes("VmRSS")
+    opened = resident_bytes("VmRSS")
     seconds: list[float] = []
     cpu: list[float] = []
     for _ in range(repeats + 1):
@@ -144,7 +144,7 @@ def measure(path: Path, sql: str, repeats: int) -> dict[str, Any]:
         plan = _plan(con, sql.replace("{id}", video_id), whole)
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - worked)
-    kept, peak = _resident_bytes("VmRSS"), _resident_bytes("VmHWM")
+    kept, peak = resident_bytes("VmRSS"), resident_bytes("VmHWM")
     began = time.perf_counter()
     explain_text(plan)
     return {
@@ -172,7 +172,7 @@ def _plan(con: duckdb.DuckDBPyConnection, sql: str, whole: Whole) -> Plan:
     return improve(build_plan(query, con=con, index=whole, snapshot_number=1))
 
 
-def _resident_bytes(name: str) -> int:
+def resident_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 

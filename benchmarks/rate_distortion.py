@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import bjontegaard
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_msssim import ms_ssim, ssim
@@ -32,20 +31,11 @@ from torch import Tensor
 from benchmarks.accuracy.codecs import Encoder, encode_at
 from benchmarks.footage import bikes_path, bunny_path
 from benchmarks.machine import ROOT, write_result
+from benchmarks.roundtrip import networks, pictures, stored
 from nvpstore.api.output import TextOutput, aligned
-from nvpstore.codec.artifact import (
-    coded_frames,
-    decode_taps,
-    load_decoder,
-    load_latents,
-    shown_rgb,
-    store_latents,
-    store_weights,
-)
+from nvpstore.codec.artifact import coded_frames
 from nvpstore.codec.build import PRESETS, Preset, build_architecture
 from nvpstore.codec.fit import SegmentFit
-from nvpstore.storage.tables import encode_latents, encode_weights
-from nvpstore.types import RGB_STAGE
 from nvpstore.video.source import read_frames
 
 SEED = 0
@@ -107,7 +97,15 @@ def ours(args: argparse.Namespace, frames: Tensor, kept: Kept) -> list[dict[str,
             preset = preset_of(parameters, bits, len(frames), args.epochs)
             name = f"hnerv-{parameters}-{bits:g}bit-{args.epochs}"
             codec = f"ours {bits:g} bit"
-            made.append(kept.point(name, codec, lambda p=preset: fitted(frames, p, args.device)))
+            made.append(
+                kept.point(
+                    name,
+                    codec,
+                    lambda p=preset, n=name: fitted(
+                        frames, p, args.device, args.folder / f"{n}.weights.parquet"
+                    ),
+                )
+            )
     return made
 
 
@@ -119,8 +117,8 @@ def preset_of(parameters: int, bits: float, frames: int, epochs: int) -> Preset:
         coded_pixels=None,
         parameters=parameters,
         strides=(5, 4, 2, 2),
-        kernels=(1, 3, 5, 5),
-        width_profile=(1.0, 0.8, 0.6, 0.4, 0.25),
+        kernels=(1, 3, 3, 3),
+        width_profile=(1.0, 0.75, 0.5, 0.3, 0.2),
         max_segment_frames=frames,
         epochs=epochs,
         least_steps=0,
@@ -129,22 +127,18 @@ def preset_of(parameters: int, bits: float, frames: int, epochs: int) -> Preset:
     )
 
 
-def fitted(frames: Tensor, preset: Preset, device: str) -> Shown:
+def fitted(frames: Tensor, preset: Preset, device: str, keep: Path) -> Shown:
+    """A fit as it comes back from its files, of which the weights are left in `keep`."""
     arch = build_architecture(frames.shape[2], frames.shape[3], len(frames), preset)
     fit = SegmentFit(coded_frames(frames, arch), arch, preset, device=device, seed=SEED).run()
-    stages = store_weights(fit.decoder, segment=0, steps=fit.steps)
-    pts = np.arange(len(frames), dtype=np.int64)
-    latents = store_latents(fit.latents, segment=0, start_frame=0, pts=pts)
-    stored = len(encode_weights("w", stages).data) + len(encode_latents("l", [latents]).data)
+    kept = stored(fit)
+    weights, latents = kept.files()
+    keep.write_bytes(weights)
     began = time.perf_counter()
-    decoder = load_decoder(arch, [stage.tensors for stage in stages], device=device)
-    shown = [
-        shown_rgb(taps[RGB_STAGE].float(), arch, frames.shape[2], frames.shape[3]).cpu()
-        for taps in decode_taps(decoder, load_latents(latents), (RGB_STAGE,))
-    ]
+    shown = list(pictures(fit, *networks(fit, kept, device), (frames.shape[2], frames.shape[3])))
     return Shown(
         rgb=torch.cat(shown),
-        stored_bytes=stored,
+        stored_bytes=len(weights) + len(latents),
         encode_seconds=fit.seconds,
         decode_seconds=time.perf_counter() - began,
         settings={"parameters": preset.parameters, "weight_bits": preset.weight_bits},

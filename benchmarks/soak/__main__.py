@@ -16,7 +16,9 @@ from pathlib import Path
 from benchmarks.soak.outcome import Options, Outcome
 
 # A module a run, named alike but for the protocol, whose own module the simulation is.
-RUNS = ("protocol", "kill", "race", "rm", "cli", "flips", "faults", "gets", "media", "load", "hostile")
+RUNS = (
+    "protocol", "kill", "fits", "race", "rm", "cli", "flips", "faults", "gets", "media", "load", "hostile",
+)  # fmt: skip
 MODULES = {"protocol": "exhaustive"}
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -70,6 +70,10 @@ def _is_replaced(key: str, entry: LogEntry) -> bool:
     old = keys.parse_key(key)
     if old.kind == "view":
         return entry.kind == "view" and entry.subject == old.name
+    if old.kind == "stabilizer":
+        versions = {keys.parse_key(obj.key).version for obj in entry.objects}
+        same = entry.kind == "stabilizer" and entry.subject == old.name
+        return same and (not versions or old.version in versions)
     if old.video_id != entry.subject:
         return False
     news = [keys.parse_key(obj.key) for obj in entry.objects]

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.soak load`: 64 query clients on one server for a minute, twice.
+"""`python -m benchmarks.soak load`: 64 query clients on one server for a minute, three times.
 
 Half of the clients ask one of a few queries again and again, half ask with predicates of their own each time.
-Every answer is compared with the rows that a plain table gives. Once answers are kept and read (NVP_ANSWERS),
-once every query decodes, what runs at the same moment being shared in both. No server error, no wrong row and
-no answer cut short may happen; requests that are refused for coming too often (429) are counted apart, and
-the server's memory may not grow between the first third and the end.
+Every answer is compared with the rows that a plain table gives. Once as a server is by itself (answers are
+kept and read, what runs at the same moment is shared), once every query needs decoding and shares it
+(NVP_ANSWERS=off), once every query decodes for itself (NVP_SHARING=off too). No server error, no wrong row
+and no answer cut short may happen; requests that are refused for coming too often (429) are counted apart,
+and the server's memory may not grow between the first third and the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ REPEATED = (
     "SELECT frame, label, rank FROM labels WHERE ts < 4 AND rank <= 2 ORDER BY frame, rank",
     "SELECT count(*) AS n FROM labels WHERE rank = 1 AND ts BETWEEN 3 AND 9",
 )
+MODES: dict[str, dict[str, str]] = {
+    "answers_kept": {"NVP_ANSWERS": "on"},
+    "decodes_shared": {"NVP_ANSWERS": "off"},
+    "decodes_alone": {"NVP_ANSWERS": "off", "NVP_SHARING": "off"},
+}
 GROWN_SHARE = 0.25  # of the memory after a third of the time
 STARTS_WITHIN_SECONDS = 120.0
 MOST_BROKEN = 20
@@ -74,11 +80,9 @@ def run(options: Options) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="soak-load-") as folder:
         root = draw(Path(folder))
         truth = table_of(root, Path(folder))
-        for answers in ("on", "off"):
-            found, wrong = loaded(
-                root, Path(folder) / answers, truth, answers, clients, seconds, options.seed
-            )
-            figures[f"answers_{answers}"] = found
+        for mode in MODES:
+            found, wrong = loaded(root, Path(folder) / mode, truth, mode, clients, seconds, options.seed)
+            figures[mode] = found
             broken += wrong
     return Outcome(
         question="does a server under many clients ever fail, answer wrongly, or grow?",
@@ -111,10 +115,10 @@ def table_of(root: str, folder: Path) -> Rows:
 
 
 def loaded(
-    root: str, folder: Path, truth: Rows, answers: str, clients: int, seconds: float, seed: int
+    root: str, folder: Path, truth: Rows, mode: str, clients: int, seconds: float, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     tally = Tally()
-    with served(root, folder, answers) as (url, pid):
+    with served(root, folder, MODES[mode]) as (url, pid):
         ask(url, REPEATED[0])  # what is loaded once is loaded
         until = time.monotonic() + seconds
         threads = [
@@ -126,12 +130,10 @@ def loaded(
         for thread in threads:
             thread.join()
     broken = [*tally.broken]
-    broken += [
-        f"answers {answers}: {n} × status {s}" for s, n in tally.statuses.items() if s not in (200, 429)
-    ]
+    broken += [f"{mode}: {n} × status {s}" for s, n in tally.statuses.items() if s not in (200, 429)]
     early, late = memory[len(memory) // 3], max(memory[-3:])
     if late > early * (1 + GROWN_SHARE):
-        broken.append(f"answers {answers}: the server grew from {early} to {late} bytes")
+        broken.append(f"{mode}: the server grew from {early} to {late} bytes")
     return figures_of(tally, seconds, early, late), broken
 
 
@@ -216,15 +218,15 @@ def ask(url: str, sql: str) -> tuple[int, Rows]:
 
 
 @contextmanager
-def served(root: str, folder: Path, answers: str) -> Iterator[tuple[str, int]]:
+def served(root: str, folder: Path, extra: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     """A server of its own process: (its address, its process)."""
     environment = {
         **os.environ,
         "NVP_STATE": str(folder / "state"),
         "NVP_CACHE": str(folder / "cache"),
-        "NVP_ANSWERS": answers,
         "NVP_RATE_LIMIT": "1000000/minute",
         "NVP_QUERIES_AT_ONCE": str(CLIENTS),
+        **extra,
     }
     command = [sys.executable, "-m", "nvpstore.api.cli", "--archive", root, "serve", "--port", "0"]
     process = subprocess.Popen(

@@ -1,0 +1,1 @@
+"""Batches, workers, hand-over: what they cost, part by part."""

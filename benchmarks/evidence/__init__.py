@@ -1,0 +1,1 @@
+"""The report: every committed result side by side, what was lost first."""
