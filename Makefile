@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 NO_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 || echo 'not gpu')
 NO_BROWSER := $(shell for name in "$$NVP_CHROMIUM" chromium google-chrome; do \
 	command -v "$$name" >/dev/null && exit; done; echo 'not browser')
+# Test processes; a file's tests stay in one. One thread each (tests/conftest.py): processes of two would wait for each
+# other. One more process than cores works while others wait for servers and for processes of their own.
+WORKERS ?= 3
 MARKS ?= $(if $(and $(NO_GPU),$(NO_BROWSER)),$(NO_GPU) and $(NO_BROWSER),$(NO_GPU)$(NO_BROWSER))
 
 .DEFAULT_GOAL := help
@@ -27,7 +30,8 @@ demo: $(STAMP)  ## ingest real footage, question it with SQL, write demo/report.
 	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)  ## run the test suite; a skipped test is a failure
-	NVP_FORBID_SKIPS=1 $(BIN)/python -m pytest -m "$(MARKS)"
+	NVP_FORBID_SKIPS=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder -m "$(MARKS)"
 
 check: $(STAMP) format lint types layers docs test  ## format, lint, types, import layers, docs and tests: what CI runs
 
@@ -46,8 +50,8 @@ layers: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m nvpstore.api.docs --check docs/cli.md
 
-bench: $(STAMP) demo  ## measure latency on the demo's archive into benchmarks/results
-	$(BIN)/python -m benchmarks.latency
+bench: $(STAMP) demo  ## run a part of the benchmarks, write benchmarks/results/report.html of all results
+	$(BIN)/python -m benchmarks.evidence --subset
 
 soak: $(STAMP)  ## try for half an hour to break the store, then the property tests with many more examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak all --s3

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before anything loads a BLAS. Two threads everywhere keep float sums, and so rows, alike.
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_variable, "2")
+# Before anything loads a BLAS. One thread everywhere keeps float sums, and so rows, alike; where a test has
+# more, those that wait sleep: spinning, they would take the time of other processes' tests.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NVP_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import av
 import hypothesis
@@ -79,6 +81,12 @@ def s3_root(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
     for variable, value in weed.environment.items():
         monkeypatch.setenv(variable, value)
     return f"s3://tests/{new_attempt()}/archive"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, the soak before all: none is left for one process in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name != "soak", item.path not in slow))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -148,7 +156,7 @@ def open_micro(root: Path | str, cache: Path, *, create: bool = False) -> Archiv
 
     It keeps no answers: tests count what queries decode, and share archives that they only read.
     """
-    settings = load_settings({"NVP_CACHE": str(cache), "NVP_ANSWERS": "off"})
+    settings = load_settings({"NVP_CACHE": str(cache), "NVP_ANSWERS": "off", "NVP_THREADS": "1"})
     return nvpstore.open(root, create=create, settings=settings)
 
 
@@ -170,23 +178,30 @@ def real_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Micro:
+def micro_local(tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Micro:
     """`real_clip` as stored by `ingest`, with routes of the default task."""
     folder = tmp_path_factory.mktemp("micro")
-    return _ingested(folder / "archive", folder / "cache", real_clip)
+    archive = open_micro(folder / "archive", folder / "cache", create=True)
+    video = archive.ingest(real_clip, preset="micro", tags={"camera": "gate"}, device="cpu")
+    return Micro(archive=archive, root=folder / "archive", clip=real_clip, video=video)
 
 
 @pytest.fixture(scope="session")
-def micro_s3(weed: Weed, tmp_path_factory: pytest.TempPathFactory, real_clip: Path) -> Iterator[Micro]:
-    """The same on a real S3 server."""
+def micro(micro_local: Micro) -> Micro:
+    """The micro archive. A module may have one of the same name that is parametrized: of `micro_local` and
+    `micro_s3`, since pytest would set up anew what has the parameter's own name."""
+    return micro_local
+
+
+@pytest.fixture(scope="session")
+def micro_s3(weed: Weed, tmp_path_factory: pytest.TempPathFactory, micro_local: Micro) -> Iterator[Micro]:
+    """The same objects on a real S3 server."""
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in weed.environment.items():
             patch.setenv(variable, value)
-        cache = tmp_path_factory.mktemp("micro-s3") / "cache"
-        yield _ingested(f"s3://tests/{new_attempt()}/micro", cache, real_clip)
-
-
-def _ingested(root: Path | str, cache: Path, clip: Path) -> Micro:
-    archive = open_micro(root, cache, create=True)
-    video = archive.ingest(clip, preset="micro", tags={"camera": "gate"}, device="cpu")
-    return Micro(archive=archive, root=root, clip=clip, video=video)
+        root = f"s3://tests/{new_attempt()}/micro"
+        target = open_store(root)
+        for key in micro_local.archive.store.list():
+            target.put(key, micro_local.archive.store.get(key))
+        archive = open_micro(root, tmp_path_factory.mktemp("micro-s3") / "cache")
+        yield Micro(archive=archive, root=root, clip=micro_local.clip, video=micro_local.video)

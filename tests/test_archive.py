@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow  # one fit
 @pytest.fixture(scope="module", params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def micro(request: pytest.FixtureRequest) -> Micro:
     """The stored clip, once as files and once on a real S3 server."""
-    found: Micro = request.getfixturevalue("micro_s3" if request.param == "s3" else "micro")
+    found: Micro = request.getfixturevalue(f"micro_{request.param}")
     return found
 
 

@@ -31,6 +31,8 @@ def test_every_variable_is_read() -> None:
             "NVP_QUERY_TIMEOUT": "2.5",
             "NVP_DEBUG": "1",
             "NVP_ANSWERS": "Read",
+            "NVP_SHARING": "off",
+            "NVP_CHECKPOINT": "2.5",
         }
     )
     assert settings.archive == "s3://bucket/prefix"
@@ -41,6 +43,8 @@ def test_every_variable_is_read() -> None:
     assert settings.query_seconds == 2.5
     assert settings.debug
     assert settings.answers == "read"
+    assert not settings.sharing
+    assert settings.checkpoint_seconds == 2.5
 
 
 def test_the_cache_follows_the_desktop_convention() -> None:
@@ -60,6 +64,8 @@ def test_the_cache_follows_the_desktop_convention() -> None:
         ("NVP_QUERY_TIMEOUT", "nan"),
         ("NVP_DEBUG", "maybe"),
         ("NVP_ANSWERS", "write"),
+        ("NVP_SHARING", "some"),
+        ("NVP_CHECKPOINT", "-1"),
     ],
 )
 def test_a_malformed_variable_is_named(variable: str, value: str) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("nvpstore", "adapters", "catalog", "api")
 # Backends that fsspec loads by the name of a URI's scheme.
 LOADED_BY_NAME = {"s3fs"}
-EXTRAS = ("labels", "service", "client", "otel")
+EXTRAS = ("labels", "upscale", "service", "client", "otel")
 # What FastAPI and uvicorn are made of, and name in their own signatures.
 PARTS_OF_DECLARED = {"anyio", "h11", "pydantic", "starlette"}
 

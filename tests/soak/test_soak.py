@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.machine import ROOT
+from benchmarks.soak import load
 
 pytestmark = pytest.mark.slow
 
@@ -122,9 +123,9 @@ def _damaged(result: dict[str, Any]) -> None:
 
 
 def _loaded(result: dict[str, Any]) -> None:
-    for answers in ("answers_on", "answers_off"):
-        assert result[answers]["answered"] > 0
-        assert result[answers]["others"] == 0
+    for mode in load.MODES:
+        assert result[mode]["answered"] > 0
+        assert result[mode]["others"] == 0
 
 
 def _refused(result: dict[str, Any]) -> None:
