@@ -55,12 +55,24 @@ LONGER = replace(CLIPS, steps=(0, 0, 2600, 0))
 ADVERSARIAL = replace(
     CLIPS, steps=(0, 0, 0, 1000), learning_rates=(0, 0, 1e-4, 1e-4), frames=3, clips=4, side=96
 )
+PERCEPTUAL = replace(
+    CLIPS,
+    steps=(0, 0, 0, 2000),
+    learning_rates=(0, 0, 2e-4, 2e-4),
+    frames=3,
+    side=96,
+    recipe=replace(RECIPE, stored=0.6),
+    perceptual_weight=0.1,
+    feature_weight=0,
+    pixel_weight=0,
+)
 
 
 LAST: Mapping[str, TrainingSettings] = {
     "longer": LONGER,
     "adversarial": ADVERSARIAL,
-    "twin": replace(ADVERSARIAL, steps=(0, 0, ADVERSARIAL.steps[3], 0)),
+    "perceptual": PERCEPTUAL,
+    "twin": replace(PERCEPTUAL, steps=(0, 0, PERCEPTUAL.steps[3], 0)),
 }
 
 

@@ -83,8 +83,18 @@ def s3_root(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://tests/{new_attempt()}/archive"
 
 
+# Where tests watch servers, workers and other processes, which a busy machine may let run at any time.
+BESIDE = ("api/jobs", "api/service", "batches", "client", "engine", "soak", "storage")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests go first, the soak before all: none is left for one process in the end."""
+    """Files with slow tests go first, the soak before all: none is left for one process in the end. Tests of
+    what runs beside them get a second try; the summary names whoever needed it."""
+    here = Path(__file__).parent
+    beside = tuple(here / name for name in BESIDE)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in beside):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.parent.name != "soak", item.path not in slow))
 
