@@ -24,8 +24,8 @@ class Recipe:
     """How often a clip is blurred (standard deviations in pixels of the sharp one), noisy, or coded; and
     how often it is what its fitted network shows, where it has one.
 
-    What remains is antialiased bicubic alone. `stored`: how often the sharp clip itself is what H.264 has left
-    of it, as of nearly all video that comes: its detail is not that of photographs.
+    What remains is antialiased bicubic alone. `stored`: how often the sharp clip itself is what H.264 left of
+    it, as of nearly all video that comes: its detail is not that of photographs.
     """
 
     stored: float = 0.0
