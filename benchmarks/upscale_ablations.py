@@ -34,7 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import ROOT, write_result
-from benchmarks.upscale import bicubic, clips, measures, recurrent, steps_of
+from benchmarks.upscale import clips, measures, recurrent, steps_of
+from benchmarks.upscale_rivals import bicubic
 from benchmarks.upscale_training import ADVERSARIAL, CLIPS, STILLS, drawn_from, told
 from nvpstore.upscaling.build import FACTORS, preset
 from nvpstore.upscaling.degrade import in_bytes, smaller
