@@ -45,7 +45,7 @@ def stored(fit: FittedSegment) -> Stored:
     pts = np.arange(len(fit.latents), dtype=np.int64)
     return Stored(
         stages=store_weights(fit.decoder, segment=0, steps=fit.steps),
-        latents=store_latents(fit.latents, segment=0, start_frame=0, pts=pts),
+        latents=store_latents(fit.latents, segment=0, start_frame=0, pts=pts, steps=fit.latent_steps),
     )
 
 

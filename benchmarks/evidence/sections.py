@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.evidence.routes import joint_table, routing_tables
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
@@ -101,6 +102,24 @@ SECTIONS = (
         intro="Frames that show the same, learned and decoded once, against every frame for itself.",
         command="python -m benchmarks.resting",
         missing="One made clip: a photograph with a sensor's noise, and something that passes.",
+    ),
+    Section(
+        name="routing",
+        title="Which pairs are worth an adapter",
+        intro="Every stage × cut pair whose tail is at most half of the backbone got an adapter; beside the "
+        "best of all, what the first tenth by CKA × saving (what ingest looks at), by CKA, by ridge "
+        "regression, by cost, and at random holds.",
+        command="python -m benchmarks.routing --task labels --task look --task wide",
+        missing="Three backbones of one family, two clips of one segment: others' weights are not at hand.",
+        tables=routing_tables,
+    ),
+    Section(
+        name="joint",
+        title="What a task in a fit costs the picture",
+        intro="The same network for as many steps, fitted for reconstruction alone and jointly with labels.",
+        command="python -m benchmarks.joint",
+        missing="One task at a time, two clips.",
+        tables=joint_table,
     ),
     Section(
         name="rate_distortion",

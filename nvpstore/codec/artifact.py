@@ -40,11 +40,16 @@ def _stored_tensor(name: str, value: Tensor, steps: Tensor | None) -> StoredTens
 
 
 def store_latents(
-    latents: Tensor, *, segment: int, start_frame: int, pts: NDArray[np.int64]
+    latents: Tensor,
+    *,
+    segment: int,
+    start_frame: int,
+    pts: NDArray[np.int64],
+    steps: Tensor | None = None,
 ) -> StoredLatents:
-    """Latents [t, …] of a segment's frames, 8 bit."""
+    """Latents [t, …] of a segment's frames, 8 bit at most; `steps` [c] if they learned to be rounded."""
     values = latents.detach().float().cpu().contiguous().numpy()
-    encoding, scale, payload = encode_latents(values)
+    encoding, scale, payload = encode_latents(values, None if steps is None else steps.cpu().numpy())
     return StoredLatents(
         segment=segment,
         frames=np.arange(start_frame, start_frame + len(values), dtype=np.int64),

@@ -22,7 +22,7 @@ from nvpstore.codec.balance import BALANCE_EVERY, LOSS_SCALE, Balance, Weighed, 
 from nvpstore.codec.build import Architecture, Preset
 from nvpstore.codec.checkpoint import read_state, write_state
 from nvpstore.codec.hnerv import Decoder, Encoder, nerv_times, on_device
-from nvpstore.codec.qat import RoundedWeights
+from nvpstore.codec.qat import RoundedWeights, latent_steps, rounded_latents
 from nvpstore.codec.terms import JointTerm, TermLosses, TermsFactory
 from nvpstore.errors import CodecError
 from nvpstore.types import RGB_STAGE
@@ -32,7 +32,7 @@ RATE_WEIGHT = 2.0  # of a rate that is twice its budget, beside the reconstructi
 STEP_RATE = 10.0  # times the learning rate: logarithms of steps have further to go than weights
 CHECKPOINT_SECONDS = 15.0  # of work that a kill may cost
 RETRIES = (1.0, 0.3, 0.1)  # of the learning rate: at first, and each time that a fit diverged
-LAYOUT = 2  # of a checkpoint; a fit begins anew where another release wrote it
+LAYOUT = 3  # of a checkpoint; a fit begins anew where another release wrote it
 assert BALANCE_EVERY % CLIP_EVERY == 0, "a clip's gradient is measured when all others are"
 
 
@@ -50,13 +50,15 @@ class FitProgress:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedSegment:
     """`latents` float32 [t, …] on the CPU; `psnr` as in FitProgress, of the last epoch. `steps` [o] by the
-    names of the decoder's kernels that learned to be rounded to multiples of them.
+    names of the decoder's kernels that learned to be rounded to multiples of them, `latent_steps` [c] those
+    of the latents' channels.
     """
 
     arch: Architecture
     decoder: Decoder
     latents: Tensor
     steps: Mapping[str, Tensor]
+    latent_steps: Tensor | None
     terms: tuple[JointTerm, ...]
     psnr: float
     epochs: int
@@ -111,6 +113,7 @@ class SegmentFit:
         self.terms: tuple[JointTerm, ...] = ()
         self._joined = False
         self.rounded: RoundedWeights | None = None
+        self.latent_steps: Tensor | None = None
         self.optimiser = self._build_optimiser()
         self.balance = Balance(self.preset.joint_weights)
         self.chance = torch.Generator()
@@ -165,6 +168,7 @@ class SegmentFit:
         return FittedSegment(
             arch=self.arch,
             steps={} if self.rounded is None else self.rounded.finish(),
+            latent_steps=self.latent_steps,
             decoder=self.decoder.eval(),
             latents=latents,
             terms=self.terms,
@@ -200,7 +204,10 @@ class SegmentFit:
         return [*self.decoder.parameters(), *encoder]
 
     def _latents(self, frames: Tensor) -> Tensor:
-        return self.times[frames] if self.encoder is None else self.encoder(self.frames[frames].float())
+        if self.encoder is None:
+            return self.times[frames]
+        latents: Tensor = self.encoder(self.frames[frames].float())
+        return latents if self.latent_steps is None else rounded_latents(latents, self.latent_steps)
 
     def _join_terms(self, choices: Sequence[str] | None = None) -> None:
         if self.terms_factory is None or self._joined or self.epoch < self._feature_epoch():
@@ -213,10 +220,12 @@ class SegmentFit:
             self.optimiser.add_param_group({"params": list(term.parameters())})
 
     def _round_weights(self) -> None:
-        """From now on the decoder is what will be stored of it."""
+        """From now on decoder and latents are what will be stored of them."""
         begins = self.preset.round_from * self.epochs
         if self.preset.weight_bits is None or self.rounded is not None or self.epoch < begins:
             return
+        if self.encoder is not None:
+            self.latent_steps = latent_steps(self.all_latents())
         self.rounded = RoundedWeights(self.decoder, self.preset.weight_bits)
         self.optimiser.add_param_group({"params": self.rounded.parameters(), "factor": STEP_RATE})
 
@@ -375,6 +384,7 @@ class SegmentFit:
             "terms": [term.state_dict() for term in self.terms],
             "choices": [term.choice for term in self.terms],
             "rounded": self.rounded is not None,
+            "latent_steps": self.latent_steps,
             "optimiser": self.optimiser.state_dict(),
             "scales": self.balance.scales,
             "position": (self.attempt, self.step, self.epoch, self.seconds, self.psnr),
@@ -395,6 +405,7 @@ class SegmentFit:
             self._join_terms(state["choices"])
         if state["rounded"]:
             self._round_weights()
+            self.latent_steps = state["latent_steps"]
         self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 LEVELS = 127  # the largest symbol of an 8-bit tensor
+LATENT_LEVELS = 64  # that a channel's latents have as their rounding begins
 WEIGHT = "weight"
 _HALVINGS = 24
 
@@ -45,6 +46,18 @@ class Rounded(nn.Module):
         """Estimated bits of all its symbols together."""
         spread = (weight / self.steps).abs().mean()
         return weight.numel() * torch.log2(1 + 2 * math.e * spread)
+
+
+def latent_steps(latents: Tensor) -> Tensor:
+    """Of latents [t, c, h, w] the steps [c] of which each channel spans LATENT_LEVELS."""
+    values = latents.detach().transpose(0, 1).flatten(1)
+    return ((values.amax(1) - values.amin(1)) / (LATENT_LEVELS - 1)).clamp_min(1e-12)
+
+
+def rounded_latents(latents: Tensor, steps: Tensor) -> Tensor:
+    """Latents [b, c, h, w] as multiples of their channels' `steps` [c]; gradients pass as they are."""
+    step = steps[:, None, None]
+    return latents + ((latents / step).round() * step - latents).detach()
 
 
 class RoundedWeights:

@@ -53,13 +53,20 @@ def decode_tensor(tensor: StoredTensor) -> Floats:
     raise CodecError(f"tensor {tensor.name}: encoding {tensor.encoding!r}; known are {', '.join(ENCODINGS)}")
 
 
-def encode_latents(latents: Floats) -> tuple[str, bytes, NDArray[np.uint8]]:
-    """Latents [t, …] → (encoding, scale, payload uint8 [t, bytes a frame])."""
+def encode_latents(latents: Floats, steps: Floats | None = None) -> tuple[str, bytes, NDArray[np.uint8]]:
+    """Latents [t, …] → (encoding, scale, payload uint8 [t, bytes a frame]).
+
+    `steps` [c]: the channels learned to be rounded to multiples of them; where these are finer than 8 bit can
+    be, or not given, 256 levels from minimum to maximum.
+    """
     if latents.ndim == 2:  # NeRV's times must stay exact: neighbours differ by 1/t
         return "float32", b"", latents.astype("<f4").view(np.uint8).reshape(latents.shape[0], -1)
     axes = (0, *range(2, latents.ndim))
     low, high = latents.min(axis=axes), latents.max(axis=axes)
     step = np.maximum((high - low) / 255, 1e-12)
+    if steps is not None:
+        step = np.maximum(steps, step)
+        low = np.floor(low / step + 1e-3) * step
     scale = np.stack([low, step]).astype("<f4")
     low, step = (_by_channel(v, latents.ndim - 1) for v in scale)
     q = np.rint((latents - low) / step).clip(0, 255).astype(np.uint8)

@@ -101,7 +101,13 @@ def finish_segment(
         checkpoint_seconds=checkpoint_seconds,
     ).run(progress)
     weights = store_weights(fitted.decoder, segment=span.segment, steps=fitted.steps)
-    latents = store_latents(fitted.latents, segment=span.segment, start_frame=span.start_frame, pts=pts)
+    latents = store_latents(
+        fitted.latents,
+        segment=span.segment,
+        start_frame=span.start_frame,
+        pts=pts,
+        steps=fitted.latent_steps,
+    )
     decoder = load_decoder(arch, [stage.tensors for stage in weights])
     stored = load_latents(latents)
     errors, resize_errors, values = _measure(read, decoder, stored, arch)

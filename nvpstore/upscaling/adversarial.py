@@ -24,7 +24,9 @@ from nvpstore.upscaling.losses import hinge_for_discriminator, hinge_for_generat
 from nvpstore.upscaling.net import Upscaler
 
 FEATURES = "efficientnet-lite0"
-OTHER_FEATURES = "efficientnet-lite1"  # for the perceptual term as well: what one net overlooks, two seldom do
+OTHER_FEATURES = (
+    "efficientnet-lite1"  # for the perceptual term as well: what one net overlooks, two seldom do
+)
 WATCHED = 50  # steps over which the loss is followed
 WORST = 3.0  # times what it was at first: beyond that, training has diverged
 

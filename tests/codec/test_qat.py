@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from nvpstore.codec.artifact import load_decoder, store_weights
+from nvpstore.codec.artifact import load_decoder, load_latents, store_latents, store_weights
 from nvpstore.codec.build import PRESETS, build_architecture
 from nvpstore.codec.fit import FittedSegment, SegmentFit
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.codec.qat import LEVELS, Rounded, RoundedWeights
-from nvpstore.codec.quantize import decode_tensor
+from nvpstore.codec.quantize import decode_latents, decode_tensor, encode_latents
 from tests.codec.test_fit import moving_square
 
 MICRO = replace(PRESETS["micro"], epochs=20, target_psnr=None)
@@ -107,6 +107,31 @@ def test_a_fit_keeps_to_its_budget_and_its_picture() -> None:
     assert small.psnr > plain.psnr - 0.7
 
 
+def test_latents_are_rounded_too_and_stored_as_they_were_used() -> None:
+    plain, small = fitted(None), fitted(4.0)
+    assert plain.latent_steps is None
+    assert small.latent_steps is not None
+    pts = np.arange(24)
+    stored = {
+        fit.latents: store_latents(fit.latents, segment=0, start_frame=0, pts=pts, steps=fit.latent_steps)
+        for fit in (plain, small)
+    }
+    back = load_latents(stored[small.latents])
+    torch.testing.assert_close(back, small.latents, atol=1e-4, rtol=1e-5)
+    fine, coarse = (entropy_bits(each.payload.flatten()) for each in stored.values())
+    assert coarse < fine - 1
+
+
+def test_latents_beyond_the_steps_they_learned_with_are_stored_as_eight_bit() -> None:
+    values = np.random.default_rng(0).normal(size=(9, 2, 2, 3)).astype(np.float32)
+    steps = np.array([1e-4, 0.5], dtype=np.float32)
+    encoding, scale, payload = encode_latents(values, steps)
+    back = decode_latents(encoding, scale, payload, (2, 2, 3))
+    span = np.ptp(values, axis=(0, 2, 3))
+    assert (np.abs(back - values)[:, 0] <= span[0] / 255 * 1.01).all()
+    np.testing.assert_allclose(back[:, 1] / 0.5, np.rint(values[:, 1] / 0.5), atol=1e-4)
+
+
 def test_what_is_stored_is_what_was_used() -> None:
     fit = fitted(4.0)
     stored = store_weights(fit.decoder, segment=0, steps=fit.steps)
@@ -136,6 +161,8 @@ def test_a_resumed_fit_goes_on_rounding(tmp_path: Path) -> None:
         torch.testing.assert_close(own, resumed)
     for name, steps in whole.steps.items():
         torch.testing.assert_close(steps, rest.steps[name])
+    torch.testing.assert_close(whole.latent_steps, rest.latent_steps)
+    torch.testing.assert_close(whole.latents, rest.latents)
 
 
 def test_an_early_target_still_rounds() -> None:
