@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from pytorch_msssim import ssim
 from torch import Tensor
 
@@ -50,6 +50,7 @@ FACTORS = (2, 4)
 JUDGE = "efficientnet-lite2"
 LAPLACIAN = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 SPEED_FRAMES, WARM_FRAMES = 8, 3
+CROP, ACROSS, NAME_HEIGHT = 160, 4, 14  # of pictures that are shown
 Method = Callable[[Tensor, int], Tensor]
 
 
@@ -201,17 +202,30 @@ def timed(upscaler: FrameUpscaler, clip: list[Tensor], times: list[float]) -> It
 
 
 def write_strip(folder: Path, name: str, made: dict[str, Tensor], sharp: Tensor) -> None:
-    """A part of one frame by every method, and one row of pixels over time, the sharp clip last."""
+    """A part of one frame by every method, and one row of pixels over time, the sharp clip last. Named."""
     shown = {**made, "sharp": sharp}
     at, (height, width) = len(sharp) // 2, sharp.shape[-2:]
-    side = min(160, height, width)
+    side = min(CROP, height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    crops = torch.cat([clip[at, :, top : top + side, left : left + side] for clip in shown.values()], 2)
-    profiles = torch.cat([clip[:, :, height // 2, :320].transpose(0, 1) for clip in shown.values()], 1)
+    crops = {k: clip[at, :, top : top + side, left : left + side] for k, clip in shown.items()}
+    profiles = {k: clip[:, :, height // 2, : 2 * CROP].transpose(0, 1) for k, clip in shown.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, picture in (("strip", crops), ("profile", profiles)):
+    _sheet(crops, ACROSS).save(folder / f"{name}-strip.png")
+    _sheet(profiles, 1).save(folder / f"{name}-profile.png")
+
+
+def _sheet(pictures: Mapping[str, Tensor], across: int) -> Image.Image:
+    """Pictures [3, h, w] of one size side by side, so many in a row, each below its name."""
+    _, height, width = next(iter(pictures.values())).shape
+    rows = -(-len(pictures) // across)
+    sheet = Image.new("RGB", (min(across, len(pictures)) * width, rows * (height + NAME_HEIGHT)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, picture) in enumerate(pictures.items()):
+        x, y = i % across * width, i // across * (height + NAME_HEIGHT)
         rgb_hwc = (picture * 255).round().byte().permute(1, 2, 0)
-        Image.fromarray(np.ascontiguousarray(rgb_hwc.numpy())).save(folder / f"{name}-{kind}.png")
+        draw.text((x + 2, y + 1), name, fill="black")
+        sheet.paste(Image.fromarray(np.ascontiguousarray(rgb_hwc.numpy())), (x, y + NAME_HEIGHT))
+    return sheet
 
 
 # ---------------------------------------------------------------- the run

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 LEVELS = 127  # the largest symbol of an 8-bit tensor
-LATENT_LEVELS = 64  # that a channel's latents have as their rounding begins
+LATENT_LEVELS = 32  # that a channel's latents have as their rounding begins
 WEIGHT = "weight"
 _HALVINGS = 24
 
