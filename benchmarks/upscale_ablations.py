@@ -62,7 +62,9 @@ def main() -> None:
             continue
         method, parameters, seconds = variant()
         judged = [
-            _judged(method, sharp, clip, factor) for clip, sharp in clips(args.frames) for factor in FACTORS
+            _judged(method, sharp, clip, factor)
+            for clip, sharp in clips(args.frames, scenes=1)
+            for factor in FACTORS
         ]
         result["rows"][name] = {"parameters": parameters, "training_seconds": seconds, "measured": judged}
         write_result(args.out, result)

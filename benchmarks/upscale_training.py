@@ -61,7 +61,6 @@ PERCEPTUAL = replace(
     learning_rates=(0, 0, 2e-4, 2e-4),
     frames=3,
     side=96,
-    recipe=replace(RECIPE, stored=0.85, stored_crf=(18, 32)),
     perceptual_weight=0.3,
     feature_weight=0,
     pixel_weight=0,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.evidence.tables import number, percent, times
+from benchmarks.evidence.upscaling import perceptual_losses
 
 Found = Mapping[str, Any]
 
@@ -112,17 +113,6 @@ def _rate(found: Found) -> Iterator[str]:
         )
 
 
-def _upscale(found: Found) -> Iterator[str]:
-    sides = {(r["clip"], r["factor"], r["method"]): r for r in found["rows"]}
-    for (clip, factor, method), row in sides.items():
-        plain = sides.get((clip, factor, "bicubic"))
-        if method == "upscaler" and plain and row["perceptual"] > 0.8 * plain["perceptual"]:
-            yield (
-                f"{clip}, ×{factor}: the upscaler's perceptual distance is "
-                f"{row['perceptual'] / plain['perceptual']:.2f} of bicubic's, where 0.8 was wanted."
-            )
-
-
 def _stability(found: Found) -> Iterator[str]:
     rows = [row for row in found["rows"] if row["task"] == "denoising" and row["corruption"] == "jpeg"]
     alone = next((row for row in rows if row["variant"] == "base"), None)
@@ -155,7 +145,7 @@ _TELLERS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "container": _container,
     "soak-load": _load,
     "rate_distortion": _rate,
-    "upscale": _upscale,
+    "upscale": perceptual_losses,
     "stability": _stability,
 }
 NOWHERE = (

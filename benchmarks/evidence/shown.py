@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
 from benchmarks.evidence.tables import Table, generic, number, percent, size, times
@@ -367,31 +366,6 @@ def _steady_row(row: Found) -> tuple[str, ...]:
         f"{row['instability']:.2f}",
         number(row.get("warped")),
     )
-
-
-def upscale_ablations_table(found: Found) -> list[Table]:
-    plain = found["rows"]["bicubic"]["measured"]
-
-    def row(name: str, made: Found) -> tuple[str, ...]:
-        each = made["measured"]
-        near = [a["perceptual"] / b["perceptual"] for a, b in zip(each, plain, strict=True)]
-        means = {key: fmean(one[key] for one in each) for key in ("psnr", "warp_error", "laplacian")}
-        return (
-            name,
-            f"{made['parameters'] / 1e6:.2f} M",
-            f"{made['training_seconds']:.0f}",
-            number(fmean(one["seconds_a_frame"] for one in each)),
-            f"{means['psnr']:.2f}",
-            f"{fmean(near):.3f}",
-            number(means["warp_error"]),
-            number(means["laplacian"]),
-        )
-
-    head = (
-        "variant", "parameters", "training, s", "s a frame", "PSNR", "perceptual", "E*warp", "Laplacian",
-    )  # fmt: skip
-    caption = f"after {found['steps']} steps"
-    return [Table(caption=caption, head=head, rows=tuple(row(*one) for one in found["rows"].items()))]
 
 
 def rate_tables(found: Found) -> list[Table]:
