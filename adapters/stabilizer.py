@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -36,7 +36,9 @@ class Shape:
     neighbourhood of "spatial". g has `control` channels and 1 + `control_layers` convolutions; a head `head`
     channels and 1 + `head_layers`. With `squeeze` all that has more channels is looked at through a 1×1
     convolution of `squeeze` channels first, and weights are shared by `groups` groups of channels (0: each
-    channel has its own). The current frame's weight is never below `floor`, so that no memory can freeze.
+    channel has its own). With `distances` a head also sees how far z_t, z_{t−1} and z̃_{t−1} are apart: what
+    two frames agree on is a change, what one says alone a flicker.
+    The current frame's weight is never below `floor`, so that no memory can freeze.
     """
 
     variant: Variant
@@ -48,6 +50,7 @@ class Shape:
     head_layers: int = 2
     squeeze: int = 0
     groups: int = 0
+    distances: bool = False
     floor: float = 0.0
 
     def __post_init__(self) -> None:
@@ -111,6 +114,11 @@ LIGHT: Mapping[Variant, Shape] = {
         groups=8,
         floor=0.05,
     ),
+}
+# Of answers, which have no neighbourhood to see a change in: their controller is told.
+LIGHT_TAIL: Mapping[Variant, Shape] = {
+    **LIGHT,
+    "controlled": replace(LIGHT["controlled"], distances=True),
 }
 
 
@@ -183,6 +191,14 @@ class Stabilizer(nn.Module):
                 seen, self.glance = shape.squeeze, nn.Conv2d(picture_channels, shape.squeeze, 1)
             self.control = _convolutions(2 * seen, shape.control, shape.control, shape.control_layers)
         self.heads = nn.ModuleDict({self.names[place.name]: _head(shape, place) for place in self.places})
+
+    @torch.no_grad()
+    def begin_with(self, name: str, beta: float) -> None:
+        """Give the current frame this weight at a place, wherever its head has not learned otherwise."""
+        head = self.heads[self.names[name]]
+        bias = head.last.bias if isinstance(head, _Looking) else head.logits
+        assert isinstance(bias, Tensor), "every head has one"
+        bias.fill_(replace(self.shape, beta=beta).first_logit)
 
     def begin(self, picture: Tensor, before: State, *, gap: float = 1.0) -> Step:
         """A frame whose picture x_t is [b, c, h, w]. `gap` > 0: frames since the one remembered: what is
@@ -264,7 +280,8 @@ class _Looking(nn.Module):
             nn.Conv2d(channels, shape.squeeze, 1) for _ in range(3 if shape.squeeze else 0)
         )
         self.layers = _convolutions(shape.control + 3 * width, shape.head, shape.head, shape.head_layers)
-        self.last = nn.Conv2d(shape.head, self.groups * shape.neighbours, 3, padding=1)
+        seen = shape.head + (3 if shape.distances else 0)
+        self.last = nn.Conv2d(seen, self.groups * shape.neighbours, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None, "it has one"
         nn.init.constant_(self.last.bias, shape.first_logit)
@@ -273,13 +290,29 @@ class _Looking(nn.Module):
         assert control is not None, "a place remembers only what a picture was seen with"
         size = z.shape[2:]
         inputs = [z, memory, before]
+        apart = [_apart(z, memory, before)] if self.shape.distances else []
         if len(self.squeezes):
             inputs = [squeeze(x) for squeeze, x in zip(self.squeezes, inputs, strict=True)]
         seen = F.interpolate(control, size, mode="bilinear", align_corners=False)
-        logits = self.last(self.layers(torch.cat([seen, *inputs], dim=1)))
+        found = self.layers(torch.cat([seen, *inputs], dim=1))
+        logits = self.last(torch.cat([found, *apart], dim=1))
         # Bx(g·k²)xHxW -> Bxgxk²xHxW
         each: Tensor = logits.unflatten(1, (self.groups, self.shape.neighbours))
         return each
+
+
+def _apart(z: Tensor, memory: Tensor, before: Tensor) -> Tensor:
+    """Bx3xHxW: log ‖z_t − z̃_{t−1}‖ and log ‖z_{t−1} − z̃_{t−1}‖, each less log ‖z_t − z_{t−1}‖, which itself
+    comes last, as a share of both lengths. The first two rise when two frames agree, and memory does not.
+    """
+    change, far, farther = (
+        (a - b).square().mean(1, keepdim=True).clamp_min(1e-12).sqrt()
+        for a, b in ((z, before), (z, memory), (before, memory))
+    )
+    size = sum(x.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt() for x in (z, before))
+    small = 1e-3 * size
+    ratios = [((x + small) / (change + small)).log() for x in (far, farther)]
+    return torch.cat([*ratios, change / size], dim=1)
 
 
 def _head(shape: Shape, place: Place) -> nn.Module:

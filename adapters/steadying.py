@@ -15,6 +15,9 @@ from nvpstore.adapters.losses import Distance, check_stability, rmse, steady_los
 from nvpstore.adapters.stabilized import Steady
 from nvpstore.errors import CodecError, UsageError
 
+TRIAL_WEIGHTS = (0.7, 0.5, 0.35)  # of the current frame, that a training may begin with
+TRIAL_LESSONS = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
@@ -91,6 +94,36 @@ def train_stabilizer(
     return losses
 
 
+@torch.no_grad()
+def begin_at_best(
+    steady: Steady, lessons: Iterator[Lesson], training: SteadyTraining, *, distance: Distance = rmse
+) -> float:
+    """Let the last place begin with that constant weight of the current frame whose loss on a few lessons is
+    the lowest, and return it: from one near 1, where gradients are small, most of the steps would go there.
+    """
+    few = [next(lessons) for _ in range(TRIAL_LESSONS)]
+    name = steady.stabilizer.places[-1].name
+
+    def loss(beta: float) -> float:
+        steady.stabilizer.begin_with(name, beta)
+        return sum(_loss(steady, lesson, training, distance).item() for lesson in few)
+
+    best = min((steady.stabilizer.shape.beta, *TRIAL_WEIGHTS), key=loss)
+    steady.stabilizer.begin_with(name, best)
+    return best
+
+
+def _loss(steady: Steady, lesson: Lesson, training: SteadyTraining, distance: Distance) -> Tensor:
+    """The mean over a batch, each video of which has a loss of its own."""
+    outputs = steady.trained_on(lesson.seen, gaps=lesson.gaps)
+    # txbx… -> b times tx…
+    each = [
+        steady_loss(own, right, stability=training.stability, distance=distance)
+        for own, right in zip(outputs.unbind(1), lesson.wanted.unbind(1), strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
 class _Learning:
     """The state of a training: networks and optimiser."""
 
@@ -113,13 +146,7 @@ class _Learning:
     def step(self, lesson: Lesson, *, done: int) -> float:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / self.training.steps))
-        outputs = self.steady.trained_on(lesson.seen, gaps=lesson.gaps)
-        # Each video of a batch has a loss of its own: txbx… -> b times tx…
-        each = [
-            steady_loss(own, right, stability=self.training.stability, distance=self.distance)
-            for own, right in zip(outputs.unbind(1), lesson.wanted.unbind(1), strict=True)
-        ]
-        loss = torch.stack(each).mean()
+        loss = _loss(self.steady, lesson, self.training, self.distance)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)

@@ -26,7 +26,7 @@ def perceptual_losses(found: Found) -> Iterator[str]:
         worse = [share for share in near if share > WANTED]
         if worse:
             yield (
-                f"×{factor}: the upscaler's perceptual distance is {fmean(near):.2f} of bicubic's on average, "
+                f"×{factor}: the upscaler's perceptual distance is {fmean(near):.2f} of bicubic's, "
                 f"and more than the {WANTED} that was wanted in {len(worse)} of {len(near)} scenes, at worst "
                 f"{max(near):.2f}."
             )

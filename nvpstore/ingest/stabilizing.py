@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from nvpstore.adapters.stabilizer import VARIANTS, Variant
-from nvpstore.adapters.steadying import SteadyTraining, train_stabilizer
+from nvpstore.adapters.steadying import SteadyTraining, begin_at_best, train_stabilizer
 from nvpstore.adapters.stored_steady import SteadyRecord, decode_stabilizer, encode_stabilizer
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.errors import SourceError, UsageError
@@ -24,7 +24,7 @@ from nvpstore.storage.commit import commit_stabilizer
 from nvpstore.types import SegmentRecord
 
 JUDGED_EVERY = 4  # runs: the others teach
-MOST_RUNS = 64
+MOST_RUNS = 128
 TRIAL_STEPS = 2
 
 Pair = tuple[float, float]  # before and after
@@ -159,12 +159,10 @@ class _School:
         lessons = self.subject.lessons(
             self.teachers, frames=self.request.frames, seconds=self.seconds, seed=SEED
         )
+        training = self.request.training(steps, learning_rate=self.subject.learning_rate)
+        begin_at_best(self.subject.steady, lessons, training, distance=self.subject.distance)
         train_stabilizer(
-            self.subject.steady,
-            lessons,
-            self.request.training(steps, learning_rate=self.subject.learning_rate),
-            distance=self.subject.distance,
-            report=report,
+            self.subject.steady, lessons, training, distance=self.subject.distance, report=report
         )
 
     def estimate(self, began: float) -> StabilizerSummary:

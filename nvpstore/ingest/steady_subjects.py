@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nvpstore.adapters.losses import Distance, rmse
 from nvpstore.adapters.stabilized import OUTPUT, Stabilized, Steady
-from nvpstore.adapters.stabilizer import LIGHT, Place, Stabilizer, State, Variant
+from nvpstore.adapters.stabilizer import LIGHT, LIGHT_TAIL, Place, Stabilizer, State, Variant
 from nvpstore.adapters.steady_tail import new_tail
 from nvpstore.adapters.steadying import Lesson
 from nvpstore.catalog import Snapshot
@@ -102,7 +102,7 @@ class Answers:
             self.steady = new_tail(
                 task.backbone.tail(cut.name),
                 cut,
-                LIGHT[variant or "controlled"],
+                LIGHT_TAIL[variant or "controlled"],
                 with_output=task.spec.kind in FUSED,
                 device=reader.device,
             )

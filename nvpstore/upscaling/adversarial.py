@@ -24,9 +24,6 @@ from nvpstore.upscaling.losses import hinge_for_discriminator, hinge_for_generat
 from nvpstore.upscaling.net import Upscaler
 
 FEATURES = "efficientnet-lite0"
-OTHER_FEATURES = (
-    "efficientnet-lite1"  # for the perceptual term as well: what one net overlooks, two seldom do
-)
 WATCHED = 50  # steps over which the loss is followed
 WORST = 3.0  # times what it was at first: beyond that, training has diverged
 
@@ -52,7 +49,6 @@ class Adversaries:
     ) -> None:
         self.features: FrozenFeatures = frozen(FEATURES, device)
         self.perceptual_weight = perceptual_weight
-        self.eyes = (self.features, frozen(OTHER_FEATURES, device)) if perceptual_weight else ()
         spaces: tuple[FeatureSpace | PixelSpace, ...] = (FeatureSpace(net), PixelSpace(self.features))
         self.rivals = [
             (weight, Discriminator(space).to(device))
@@ -70,17 +66,14 @@ class Adversaries:
         at = 1 + int(torch.randint(len(pictures) - 1, (), generator=chance))
         fake, real = pair(pictures, batch, at), pair(batch.sharp, batch, at)
         self._train_rivals(real, fake, chance)
-        loss = self.perceptual_weight * self._apart(fake.frames, real.frames)
+        near = distance(self.features(fake.frames), self.features(real.frames))
+        loss = self.perceptual_weight * near
         shown = augmented(fake, chance)
         for weight, rival in self.rivals:
             rival.requires_grad_(False)
             scores = rival(shown.frames, shown.before)
             loss = loss + ramp * weight * hinge_for_generator([*scores.detail, *scores.consistency])
         return loss
-
-    def _apart(self, fake: Tensor, real: Tensor) -> Tensor:
-        each = [distance(eye(fake), eye(real)) for eye in self.eyes]
-        return torch.stack(each).mean() if each else fake.new_zeros(())
 
     def _train_rivals(self, real: Pairs, fake: Pairs, chance: torch.Generator) -> None:
         if self.optimiser is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvpstore.upscaling.degrade import Recipe, degrade
+from nvpstore.upscaling.degrade import Recipe, degrade, stored
 from nvpstore.upscaling.flow import Motion, Step, step_between
 from nvpstore.upscaling.footage import Footage
 
@@ -38,8 +38,10 @@ def draw_batch(
     """`shares`: how often each footage is drawn from, of their sum."""
     chosen = torch.multinomial(torch.tensor(shares), clips, replacement=True, generator=chance).tolist()
     drawn = [footage[i].clip(frames, side, chance) for i in chosen]
-    sharp = torch.stack([clip.sharp for clip in drawn])
-    low = torch.stack([degrade(c.sharp, factor, recipe, chance, decoded=c.decoded) for c in drawn])
+    sharp = torch.stack([stored(clip.sharp, recipe, chance) for clip in drawn])
+    low = torch.stack(
+        [degrade(s, factor, recipe, chance, decoded=c.decoded) for s, c in zip(sharp, drawn, strict=True)]
+    )
     pairs = [[step_between(clip[t], clip[t + 1]) for clip in low] for t in range(frames - 1)]
     return ClipBatch(
         sharp=sharp.to(device).unbind(1),

@@ -1,8 +1,7 @@
 """What pictures look like to a classifier: features of a frozen EfficientNet-Lite, and how far two are apart.
 
 The distance is LPIPS without learned weights (Zhang et al., "The Unreasonable Effectiveness of Deep Features
-as a Perceptual Metric", CVPR 2018). Training looks through Lite0 and Lite1; what judges it must look through
-another.
+as a Perceptual Metric", CVPR 2018). Training looks through Lite0; what judges it must look through another.
 """
 
 from __future__ import annotations
@@ -19,11 +18,7 @@ from nvpstore.tasks.backbones.efficientnet_lite import weights_path
 from nvpstore.tasks.backbones.model import library
 
 MEAN, SPREAD = 127 / 255, 128 / 255  # of the pictures that Lite was trained on
-BLOCKS = {  # whose outputs are at 1/2 … 1/16
-    "efficientnet-lite0": (0, 2, 4, 10),
-    "efficientnet-lite1": (0, 3, 6, 14),
-    "efficientnet-lite2": (0, 3, 6, 14),
-}
+BLOCKS = {"efficientnet-lite0": (0, 2, 4, 10), "efficientnet-lite2": (0, 3, 6, 14)}  # 1/2 … 1/16
 
 
 class FrozenFeatures(nn.Module):

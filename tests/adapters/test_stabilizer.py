@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nvpstore.adapters.stabilizer import LIGHT, PAPER, VARIANTS, Place, Shape, Stabilizer, State, fuse
+from nvpstore.adapters.stabilizer import (
+    LIGHT,
+    LIGHT_TAIL,
+    PAPER,
+    VARIANTS,
+    Place,
+    Shape,
+    Stabilizer,
+    State,
+    fuse,
+)
 
 Array = NDArray[np.float64]
 PLACES = (Place(name="a", channels=4), Place(name="b", channels=6))
@@ -237,6 +247,44 @@ def test_vectors_and_tokens_are_fused_as_well() -> None:
         assert step.fuse("vector", vector).shape == vector.shape
         assert step.fuse("tokens", tokens).shape == tokens.shape
         state = step.done()
+
+
+def test_what_two_frames_agree_on_is_told_from_a_flicker() -> None:
+    torch.manual_seed(0)
+    stabilizer = Stabilizer(LIGHT_TAIL["controlled"], (Place(name="a", channels=16),), picture_channels=16)
+    head = stabilizer.heads["place0"]
+    with torch.no_grad():  # listen to the first distance alone: the memory is far, the frame before is near
+        head.last.weight[:, -3, 1, 1] = -2.0
+    calm, other = torch.randn(1, 16), torch.randn(1, 16)
+
+    def answers(*frames: Tensor) -> list[Tensor]:
+        state, out = State(), []
+        for frame in frames:
+            step = stabilizer.begin(frame[:, :, None, None], state)
+            out.append(step.fuse("a", frame))
+            state = step.done()
+        return out
+
+    stabilizer.begin_with("a", 0.2)
+    noise = [0.05 * torch.randn(1, 16) for _ in range(6)]
+    flicker = answers(calm + noise[0], calm + noise[1], other, calm + noise[2])
+    change = answers(calm + noise[0], calm + noise[1], other + noise[3], other + noise[4])
+    assert (flicker[3] - calm).norm() < 0.4 * (flicker[2] - calm).norm() + 0.4 * calm.norm()
+    assert (change[3] - other).norm() < 0.2 * (change[2] - other).norm()
+
+
+@pytest.mark.parametrize("variant", ["learned", "controlled", "spatial"])
+@pytest.mark.parametrize("beta", [0.3, 0.7])
+def test_a_place_can_begin_with_another_weight(variant: str, beta: float) -> None:
+    stabilizer = Stabilizer(LIGHT[variant], PLACES, picture_channels=4)  # type: ignore[index]
+    stabilizer.begin_with("b", beta)
+    first, second = torch.zeros(1, 6, 3, 3), torch.ones(1, 6, 3, 3)
+    picture, state = torch.zeros(1, 4, 3, 3), State()
+    for z in (first, second):
+        step = stabilizer.begin(picture, state)
+        fused = step.fuse("b", z)
+        state = step.done()
+    torch.testing.assert_close(fused, torch.full_like(fused, beta), atol=1e-5, rtol=0)
 
 
 def test_ours_is_light() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nvpstore.adapters.losses import rmse
 from nvpstore.adapters.stabilized import OUTPUT, Stabilized, stabilized
 from nvpstore.adapters.stabilizer import LIGHT, PAPER, Shape
-from nvpstore.adapters.steadying import Lesson, SteadyTraining, train_stabilizer
+from nvpstore.adapters.steadying import Lesson, SteadyTraining, begin_at_best, train_stabilizer
 from nvpstore.errors import CodecError, UsageError
 
 FRAMES = 4
@@ -68,6 +68,15 @@ def test_what_flickers_is_steadied_and_nearer_to_the_truth(variant: str, rate: f
     assert all(
         torch.equal(a, b) for a, b in zip(steady.net.parameters(), network().parameters(), strict=True)
     )
+
+
+def test_a_training_may_begin_with_the_best_constant_weight() -> None:
+    training = SteadyTraining(steps=1, frames=FRAMES, stability=0.4)
+    noisy, calm = made(LIGHT["controlled"]), made(LIGHT["controlled"])
+    assert begin_at_best(noisy, lessons(noisy.net), training) < 0.98
+    assert begin_at_best(calm, lessons(calm.net, std=0.0), training) == 0.98
+    before = judged(made(LIGHT["controlled"]))
+    assert judged(noisy)[1] < before[1]
 
 
 def test_a_base_that_may_learn_does() -> None:
