@@ -31,11 +31,11 @@ from nvpstore.steadiness import Run, Steadiness, steadiness
 FRAMES, CHANGE, OVER = 24, 12, 3
 VIEW = 192  # pixels, of TILE
 FPS = 25
-TRAIN_CLIPS, TEST_CLIPS = 32, 16
+TRAIN_CLIPS, TEST_CLIPS = 96, 16
 TUNING_CLIPS = 4  # of the training clips, on which the average's weight is tuned
 TEST_PHOTOGRAPHS = (0, 1, 5, 7)  # of PHOTOGRAPHS
 KINDS = ("noise", "patch_drop", "jpeg", "salt_and_pepper")
-STEPS = 400
+STEPS = 800
 STABILITY = 0.4
 WEIGHTS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LABELS = 1000
