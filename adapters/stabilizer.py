@@ -26,6 +26,7 @@ from torch import Tensor, nn
 Variant = Literal["fixed", "learned", "controlled", "spatial"]
 VARIANTS: tuple[Variant, ...] = ("fixed", "learned", "controlled", "spatial")
 SLOPE = 0.1  # of LeakyReLU below 0
+CENTRE = 0.95  # of a neighbourhood's share, where one is given to a place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +195,16 @@ class Stabilizer(nn.Module):
 
     @torch.no_grad()
     def begin_with(self, name: str, beta: float) -> None:
-        """Give the current frame this weight at a place, wherever its head has not learned otherwise."""
+        """Give the current frame this weight at a place, wherever its head has not learned otherwise. Of the
+        memory's share nearly all goes to where the frame is itself: equal shares around it would blur."""
         head = self.heads[self.names[name]]
         bias = head.last.bias if isinstance(head, _Looking) else head.logits
         assert isinstance(bias, Tensor), "every head has one"
-        bias.fill_(replace(self.shape, beta=beta).first_logit)
+        k = self.shape.neighbours
+        shares = torch.full((k,), (1 - CENTRE) / max(k - 1, 1))
+        shares[k // 2] = CENTRE if k > 1 else 1.0
+        total = replace(self.shape, beta=beta).first_logit + math.log(k)
+        bias.copy_((total + shares.log()).repeat(len(bias) // k))
 
     def begin(self, picture: Tensor, before: State, *, gap: float = 1.0) -> Step:
         """A frame whose picture x_t is [b, c, h, w]. `gap` > 0: frames since the one remembered: what is

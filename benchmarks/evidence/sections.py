@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.routes import joint_table, routing_tables
+from benchmarks.evidence.joint import joint_table
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
@@ -102,16 +102,6 @@ SECTIONS = (
         intro="Frames that show the same, learned and decoded once, against every frame for itself.",
         command="python -m benchmarks.resting",
         missing="One made clip: a photograph with a sensor's noise, and something that passes.",
-    ),
-    Section(
-        name="routing",
-        title="Which pairs are worth an adapter",
-        intro="Every stage × cut pair whose tail is at most half of the backbone got an adapter; beside the "
-        "best of all, what the first tenth by CKA × saving (what ingest looks at), by CKA, by ridge "
-        "regression, by cost, and at random holds.",
-        command="python -m benchmarks.routing --task labels --task look --task wide",
-        missing="Three backbones of one family, two clips of one segment: others' weights are not at hand.",
-        tables=routing_tables,
     ),
     Section(
         name="joint",
