@@ -32,11 +32,12 @@ FRAMES, CHANGE, OVER = 24, 12, 3
 VIEW = 192  # pixels, of TILE
 FPS = 25
 TRAIN_CLIPS, TEST_CLIPS = 96, 16
+FRESH_CLIPS = 32  # more to judge by, looked at once: λ and steps were chosen with the first ones in sight
 TUNING_CLIPS = 4  # of the training clips, on which the average's weight is tuned
 TEST_PHOTOGRAPHS = (0, 1, 5, 7)  # of PHOTOGRAPHS
 KINDS = ("noise", "patch_drop", "jpeg", "salt_and_pepper")
-STEPS = 800
-STABILITY = 0.4
+STEPS = 1000
+STABILITY = 0.45
 WEIGHTS = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LABELS = 1000
 
@@ -55,9 +56,10 @@ def tails(folder: Path, *, strength: float) -> dict[str, Any]:
     summary = archive.stabilize(
         "labels", steps=STEPS, share=1.0, stability=STABILITY, videos="tags['split'] = 'train'"
     )
-    test = [name for name, clip in clips.items() if clip.split == "test"]
+    judged = [name for name, clip in clips.items() if clip.split == "test"]
+    test, fresh = judged[:TEST_CLIPS], judged[TEST_CLIPS:]
     train = [name for name, clip in clips.items() if clip.split == "train"][:TUNING_CLIPS]
-    asked = [*test, *train]
+    asked = [*judged, *train]
     clean = _answers(archive, "clean", asked)
     plain = _answers(archive, "corrupted", asked)
     steady = _answers(archive, "corrupted", asked, "stabilize := true, ")
@@ -79,6 +81,11 @@ def tails(folder: Path, *, strength: float) -> dict[str, Any]:
         "plain": asdict(_figures(plain, clean, test)),
         "stabilized": asdict(found),
         "averaged": asdict(_figures(averaged, clean, test)),
+        "fresh_clips": len(fresh),
+        "fresh": {
+            which: asdict(_figures(own, clean, fresh))
+            for which, own in (("plain", plain), ("stabilized", steady), ("averaged", averaged))
+        },
         "by_kind": {
             kind: {
                 which: asdict(_figures(own, clean, [n for n in test if clips[n].kind == kind]))
@@ -120,7 +127,7 @@ class _Clip:
 
 
 def _clips(split: str, strength: float) -> list[_Clip]:
-    count = TRAIN_CLIPS if split == "train" else TEST_CLIPS
+    count = TRAIN_CLIPS if split == "train" else TEST_CLIPS + FRESH_CLIPS
     return [_Clip(split, number, strength) for number in range(count)]
 
 

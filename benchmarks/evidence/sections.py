@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.joint import joint_table
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
@@ -102,14 +101,6 @@ SECTIONS = (
         intro="Frames that show the same, learned and decoded once, against every frame for itself.",
         command="python -m benchmarks.resting",
         missing="One made clip: a photograph with a sensor's noise, and something that passes.",
-    ),
-    Section(
-        name="joint",
-        title="What a task in a fit costs the picture",
-        intro="The same network for as many steps, fitted for reconstruction alone and jointly with labels.",
-        command="python -m benchmarks.joint",
-        missing="One task at a time, two clips.",
-        tables=joint_table,
     ),
     Section(
         name="rate_distortion",

@@ -70,7 +70,7 @@ def test_the_page_needs_nothing_outside_it(shown: str) -> None:
     assert not re.findall(
         r'(?:src|href)="(?!#|data:)[^"]+"', re.sub(r"<svg.*?</svg>", "", shown, flags=re.DOTALL)
     )
-    assert len(shown) < 3_000_000
+    assert len(shown) < 4_000_000
 
 
 def test_results_that_nobody_drew_up_are_shown_whole() -> None:
