@@ -118,29 +118,20 @@ def rows() -> list[Row]:
         Row(table="drift", task="denoising", corruption="extreme", variant="spatial", frames=frames)
         for frames in (8, 16, 32)
     ]
-    found.append(Row(table="drift", task="denoising", corruption="extreme", variant="base"))
+    found += [
+        # The remedy: a memory that ends sooner.
+        Row(table="drift", task="denoising", corruption="extreme", variant="spatial", frames=16, floor=0.12),
+        Row(table="drift", task="denoising", corruption="extreme", variant="base"),
+    ]
     # Where 80 steps are short of halving the instability.
     found += [
         Row(table="longer", task="denoising", corruption="jpeg", variant="spatial", stability=s, steps=400)
         for s in (0.4, 0.49)
     ]
+    # A λ above ½ asks for more steadiness than the truth has, which half of JPEG's instability is.
     found += [
-        Row(
-            table="begun",
-            task=task,
-            corruption=c,
-            variant="spatial",
-            stability=_stability(c),
-            steps=steps,
-            begun=True,
-        )
-        for task, c, steps in (
-            ("denoising", "jpeg", STEPS),
-            ("denoising", "jpeg", 400),
-            ("denoising", "patch_drop", STEPS),
-            ("enhancement", "jpeg", STEPS),
-            ("enhancement", "patch_drop", STEPS),
-        )
+        Row(table="begun", task="denoising", corruption="jpeg", variant="spatial", stability=s, begun=True)
+        for s in (0.4, 1.0, 2.0)
     ]
     return found
 
