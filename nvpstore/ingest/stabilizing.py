@@ -149,29 +149,30 @@ class _School:
         except SourceError:  # an original that is gone teaches nothing
             return None
 
-    def learn(self, steps: int, on_progress: OnProgress) -> None:
+    def learn(self, steps: int, on_progress: OnProgress) -> float:
+        """Seconds that the steps took, without what comes before them."""
+        lessons = self.subject.lessons(
+            self.teachers, frames=self.request.frames, seconds=self.seconds, seed=SEED
+        )
+        training = self.request.training(steps, learning_rate=self.subject.learning_rate)
+        begin_at_best(self.subject.steady, lessons, training, distance=self.subject.distance)
         began = time.monotonic()
 
         def report(done: int, _: float) -> None:
             left = (time.monotonic() - began) / done * (steps - done)
             on_progress(IngestProgress(phase="train", done=done, total=steps, eta_seconds=left))
 
-        lessons = self.subject.lessons(
-            self.teachers, frames=self.request.frames, seconds=self.seconds, seed=SEED
-        )
-        training = self.request.training(steps, learning_rate=self.subject.learning_rate)
-        begin_at_best(self.subject.steady, lessons, training, distance=self.subject.distance)
         train_stabilizer(
             self.subject.steady, lessons, training, distance=self.subject.distance, report=report
         )
+        return time.monotonic() - began
 
     def estimate(self, began: float) -> StabilizerSummary:
         """What gathering took, and so many steps would take. Nothing is measured."""
-        gathered = time.monotonic()
-        self.learn(TRIAL_STEPS, _ignored)
-        step = (time.monotonic() - gathered) / TRIAL_STEPS
+        step = self.learn(TRIAL_STEPS, _ignored) / TRIAL_STEPS
+        before = time.monotonic() - began - TRIAL_STEPS * step
         data = encode_stabilizer(self._record({}), self.subject.steady.stabilizer)
-        return self.told("estimated", data, seconds=gathered - began + step * self.request.steps)
+        return self.told("estimated", data, seconds=before + step * self.request.steps)
 
     def encoded(self) -> bytes:
         """What is to be stored, with figures of how well it does."""
