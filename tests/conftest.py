@@ -83,8 +83,11 @@ def s3_root(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://tests/{new_attempt()}/archive"
 
 
-# Where tests watch servers, workers and other processes, which a busy machine may let run at any time.
-BESIDE = ("api/jobs", "api/service", "batches", "client", "engine", "soak", "storage")
+# Where tests watch servers, workers, children and threads, which a busy machine may let run at any time.
+BESIDE = (
+    "api", "batches", "benchmarks/test_servers.py", "catalog", "client", "engine", "handover", "ingest",
+    "packaging", "query", "soak", "storage", "test_allocator.py", "upkeep",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
