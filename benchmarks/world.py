@@ -3,10 +3,10 @@ video.
 
 A moving world, rendered from a seed and written as real H.264 (320×240, 25 fps): photographs of packages as
 the ground and on the objects (other ones in `train` than in `test`), a camera that pans, zooms and turns, 1
-to 6 objects of 24 classes (a shape × a finish) that occlude each other, the first of which acts out one of
-ten scripts at a time, sensor noise, compression. Beside each clip lies its truth (JSON): for every frame the
-class of the first object, the box of every object, the script and a caption. Pairs of shape and script that
-captions have in `test` but never in `train` are marked as unseen.
+to 6 objects of 24 classes (a shape × a finish) that occlude each other, sensor noise, compression. The first
+object acts out one of ten scripts, then makes room for another. Beside each clip lies its truth (JSON): for
+every frame the class of the first object, the box of every object, the script and a caption. Pairs of shape
+and script that captions have in `test` but never in `train` are marked as unseen.
 """
 
 from __future__ import annotations
@@ -127,8 +127,9 @@ class Pose:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """One action of the first object: `frames` of it from `start` on, around a place."""
+    """One action of the object in front: `frames` of it from `start` on, around a place."""
 
+    label: str
     action: str
     start: int
     frames: int
@@ -181,15 +182,17 @@ def unseen(label: str, action: str) -> bool:
     return (list(SHAPES).index(label.split(" ")[1]) + 2 * ACTIONS.index(action)) % 5 == 0
 
 
-def write_scripts(label: str, frames: int, split: Split, chance: random.Random) -> list[Script]:
+def write_scripts(frames: int, split: Split, chance: random.Random) -> list[Script]:
     """Scripts that follow one another over `frames`; pairs kept for `test` do not occur in `train`."""
-    allowed = [action for action in ACTIONS if split == "test" or not unseen(label, action)]
     scripts: list[Script] = []
     start = 0
     while start < frames:
         length = min(chance.randint(*SCRIPT_FRAMES), frames - start)
+        label = chance.choice(CLASSES)
+        allowed = [action for action in ACTIONS if split == "test" or not unseen(label, action)]
         scripts.append(
             Script(
+                label=label,
                 action=chance.choice(allowed),
                 start=start,
                 frames=length,
@@ -235,13 +238,18 @@ class World:
         chance = random.Random(f"{split} {seed}")
         self.frames, self.noise = frames, chance.uniform(*NOISE)
         self.generator = torch.Generator().manual_seed(chance.randrange(2**31))
-        tiles = [PHOTOGRAPHS[i].tile() for i in chance.sample(_GROUNDS[split], 4)]
+        photos = {i: PHOTOGRAPHS[i].tile() for i in _GROUNDS[split]}
+        tiles = [photos[i] for i in chance.sample(_GROUNDS[split], 4)]
         self.ground = torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
         self.camera = [chance.uniform(0.05, 0.4) for _ in range(4)]
-        self.labels = [chance.choice(CLASSES) for _ in range(chance.randint(1, MOST_OBJECTS))]
-        photos = [PHOTOGRAPHS[chance.choice(_GROUNDS[split])].tile() for _ in self.labels]
-        self.surfaces = [surface(*pair, chance) for pair in zip(self.labels, photos, strict=True)]
-        self.scripts = write_scripts(self.labels[0], frames, split, chance)
+
+        def painted(label: str) -> Tensor:
+            return surface(label, photos[chance.choice(_GROUNDS[split])], chance)
+
+        self.others = [chance.choice(CLASSES) for _ in range(chance.randint(0, MOST_OBJECTS - 1))]
+        self.surfaces = [painted(label) for label in self.others]
+        self.scripts = write_scripts(frames, split, chance)
+        self.actors = [painted(script.label) for script in self.scripts]
         self.drifts = [
             Drift(
                 x=chance.uniform(60, WIDTH - 60),
@@ -249,33 +257,32 @@ class World:
                 half=chance.uniform(18, 40),
                 waves=(chance.uniform(0.2, 1), chance.uniform(0.2, 1), chance.uniform(0.2, 1)),
             )
-            for _ in self.labels[1:]
+            for _ in self.others
         ]
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], FrameTruth]]:
         """(RGB uint8 [HEIGHT, WIDTH, 3], truth) of every frame, in order."""
-        for frame in range(self.frames):
-            script = next(s for s in self.scripts if frame < s.start + s.frames)
-            poses = [script.pose(frame), *(drift.pose(frame) for drift in self.drifts)]
-            picture, boxes = self._picture(frame, poses)
-            yield picture, self._truth(script, boxes)
+        return self.part(0, self.frames)
 
-    def _picture(self, frame: int, poses: Sequence[Pose]) -> tuple[NDArray[np.uint8], list[Box]]:
-        """The frame, and a box a object that is seen enough."""
-        picture, boxes = self._backdrop(frame), []
-        free = torch.ones(HEIGHT, WIDTH)  # where nothing in front hides what is behind
-        placed = [place(own, pose) for own, pose in zip(self.surfaces, poses, strict=True)]
-        # The first object is in front: its script must be seen.
-        for label, pose, coverage in zip(self.labels, poses, [p[3] for p in placed], strict=True):
-            if float((coverage * free).sum()) >= SHOWN * FILLED * pose.half**2:
-                boxes.append((label, *extent(coverage)))
-            free = free * (1 - coverage)
+    def part(self, first: int, frames: int) -> Iterator[tuple[NDArray[np.uint8], FrameTruth]]:
+        """So many frames from `first` on."""
+        for frame in range(first, first + frames):
+            at = next(i for i, s in enumerate(self.scripts) if frame < s.start + s.frames)
+            script, labels = self.scripts[at], [self.scripts[at].label, *self.others]
+            poses = [script.pose(frame), *(drift.pose(frame) for drift in self.drifts)]
+            placed = [
+                place(own, pose) for own, pose in zip([self.actors[at], *self.surfaces], poses, strict=True)
+            ]
+            yield self._picture(frame, placed), self._truth(script, boxes_of(labels, poses, placed))
+
+    def _picture(self, frame: int, placed: Sequence[Tensor]) -> NDArray[np.uint8]:
+        picture = self._backdrop(frame)
         for own in reversed(placed):
             picture = picture * (1 - own[3]) + own[:3] * own[3]
         flicker = 1 + 0.02 * math.sin(frame * 0.9)
         noise = torch.randn(3, HEIGHT, WIDTH, generator=self.generator) * self.noise
         shown = (picture * flicker + noise).round().clamp(0, 255).byte()
-        return shown.permute(1, 2, 0).contiguous().numpy(), boxes
+        return shown.permute(1, 2, 0).contiguous().numpy()
 
     def _backdrop(self, frame: int) -> Tensor:
         """What the camera sees of the ground, [3, HEIGHT, WIDTH]."""
@@ -292,10 +299,10 @@ class World:
 
     def _truth(self, script: Script, boxes: Sequence[Box]) -> FrameTruth:
         return FrameTruth(
-            label=self.labels[0],
+            label=script.label,
             action=script.action,
-            caption=caption(self.labels, script.action),
-            unseen=unseen(self.labels[0], script.action),
+            caption=caption([script.label, *self.others], script.action),
+            unseen=unseen(script.label, script.action),
             boxes=tuple(boxes),
         )
 
@@ -322,19 +329,36 @@ def place(surface_chw: Tensor, pose: Pose) -> Tensor:
     return F.grid_sample(surface_chw[None], grid, align_corners=False)[0]
 
 
+def boxes_of(labels: Sequence[str], poses: Sequence[Pose], placed: Sequence[Tensor]) -> list[Box]:
+    """A box an object that is seen enough, the nearest first: its script must be seen, so it is in front."""
+    boxes: list[Box] = []
+    free = torch.ones(HEIGHT, WIDTH)  # where nothing in front hides what is behind
+    for label, pose, (*_, coverage) in zip(labels, poses, placed, strict=True):
+        if float((coverage * free).sum()) >= SHOWN * FILLED * pose.half**2:
+            boxes.append((label, *extent(coverage)))
+        free = free * (1 - coverage)
+    return boxes
+
+
 def extent(coverage: Tensor) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 in pixels of what is covered [HEIGHT, WIDTH], by objects in front too."""
     rows, columns = ((coverage > 0.5).any(dim).nonzero().squeeze(1) for dim in (1, 0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def write_clip(out: Path, *, seed: int, split: Split, frames: int) -> list[FrameTruth]:
-    """`out` (an .mp4) and its truth beside it, `out` with the suffix .json."""
+def write_clip(
+    out: Path, *, seed: int, split: Split, frames: int, part: int | None = None
+) -> list[FrameTruth]:
+    """`out` (an .mp4) and its truth beside it, `out` with the suffix .json. `part`: so many
+    frames in the middle of a world of `frames`.
+    """
     truth = []
+    shown = frames if part is None else part
+    world = World(seed=seed, split=split, frames=frames)
     with av.open(str(out), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": CRF, "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for i, (rgb, told) in enumerate(World(seed=seed, split=split, frames=frames)):
+        for i, (rgb, told) in enumerate(world.part((frames - shown) // 2, shown)):
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, FPS)
             container.mux(stream.encode(frame))

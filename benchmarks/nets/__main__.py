@@ -1,4 +1,4 @@
-"""python -m benchmarks.nets FOLDER [NET …] [--clips 160] [--frames 240] [--share 1.0] [--device auto]: train
+"""python -m benchmarks.nets FOLDER [NET …] [--clips 1600] [--frames 36] [--share 1.0] [--device auto]: train
 the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
 
 Writes FOLDER/<net>.safetensors and FOLDER/nets.json; killed, it goes on where it was. `--share` trains fewer
@@ -20,7 +20,7 @@ import torch
 from benchmarks.accuracy.answers import accuracy, from_outputs
 from benchmarks.machine import write_result
 from benchmarks.nets.families import FAMILIES, Family
-from benchmarks.nets.footage import Footage, footage
+from benchmarks.nets.footage import WORLD_FRAMES, Footage, footage
 from benchmarks.nets.lessons import middle
 from benchmarks.nets.training import SEED, train
 from nvpstore.tasks.registry import LoadedTask, load
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nets", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("nets", nargs="*", metavar="NET", help=f"of {', '.join(FAMILIES)}")
-    parser.add_argument("--clips", type=int, default=160)
-    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--clips", type=int, default=1600)
+    parser.add_argument("--frames", type=int, default=36)
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     seen = footage(args.folder / "footage", split="train", clips=args.clips, frames=args.frames)
-    fresh = footage(args.folder / "footage", split="test", clips=TEST_CLIPS, frames=args.frames)
+    fresh = footage(args.folder / "footage", split="test", clips=TEST_CLIPS, frames=WORLD_FRAMES)
     for name in args.nets or list(FAMILIES):
         family = FAMILIES[name]
         steps = max(1, round(family.steps * args.share))

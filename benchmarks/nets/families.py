@@ -120,7 +120,7 @@ FAMILIES: Mapping[str, Family] = {
                 "auxiliary_loss": True,
             }
         },
-        steps=16_000,
+        steps=10_000,
         batch=24,
         rate=4e-4,
     ),

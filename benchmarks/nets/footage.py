@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from benchmarks.world import HEIGHT, WIDTH, FrameTruth, Split, read_truth, write
 from nvpstore.video.source import read_frames
 
 SIZE = (HEIGHT // 2, WIDTH // 2)
+WORLD_FRAMES = 240  # of a world of which a shorter clip is the middle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +44,29 @@ class Footage:
 
 
 def footage(folder: Path, *, split: Split, clips: int, frames: int) -> Footage:
-    """Clips 0 … `clips` of a split; rendered where they are not there yet."""
+    """Clips 0 … `clips` of a split; rendered where they are not there yet, by a process a core."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [clip_path(folder, split, seed, frames) for seed in range(clips)]
     stored = folder / f"{split}-{clips}x{frames}.npy"
     if not stored.exists():
-        _store(stored, _decoded(paths, split, frames), (clips, frames, 3, *SIZE))
+        part = stored.with_name(f".{stored.name}.{os.getpid()}.npy")
+        np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(clips, frames, 3, *SIZE)).flush()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            for _ in pool.map(partial(_store, part, split, frames), range(clips), paths, chunksize=4):
+                pass
+        part.replace(stored)
     truth = tuple(tuple(read_truth(path.with_suffix(".json"))) for path in paths)
     return Footage(rgb=np.load(stored, mmap_mode="r"), truth=truth)
+
+
+def _store(stored: Path, split: Split, frames: int, seed: int, path: Path) -> None:
+    """One clip, half size, into its row."""
+    rendered(path, seed=seed, split=split, frames=frames)
+    shown = [_half(batch.rgb_thwc) for batch in read_frames(str(path), batch_frames=32)]
+    np.load(stored, mmap_mode="r+")[seed] = np.concatenate(shown)
 
 
 def clip_path(folder: Path, split: Split, seed: int, frames: int) -> Path:
@@ -58,29 +77,13 @@ def rendered(path: Path, *, seed: int, split: Split, frames: int) -> Path:
     """The clip at `path`, written if it is not there; its truth is there before it."""
     if not path.exists():
         part = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-        write_clip(part, seed=seed, split=split, frames=frames)
+        write_clip(part, seed=seed, split=split, frames=max(frames, WORLD_FRAMES), part=frames)
         part.with_suffix(".json").replace(path.with_suffix(".json"))
         part.replace(path)
     return path
-
-
-def _decoded(paths: Sequence[Path], split: Split, frames: int) -> Iterator[NDArray[np.uint8]]:
-    """[frames, 3, h, w] of each clip."""
-    for seed, path in enumerate(paths):
-        rendered(path, seed=seed, split=split, frames=frames)
-        yield np.concatenate([_half(batch.rgb_thwc) for batch in read_frames(str(path), batch_frames=32)])
 
 
 def _half(rgb_thwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB [t, h, w, 3] → [t, 3, h / 2, w / 2], as `Preprocessing.apply` resizes."""
     x = torch.from_numpy(rgb_thwc).permute(0, 3, 1, 2).float()
     return F.interpolate(x, SIZE, mode="bilinear", antialias=True).round().byte().numpy()
-
-
-def _store(path: Path, clips: Iterator[NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    mapped = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-    for i, frames in enumerate(clips):
-        mapped[i] = frames
-    mapped.flush()
-    part.replace(path)

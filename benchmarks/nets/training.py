@@ -1,4 +1,4 @@
-"""One net trained: resumable, the same for the same seed on the CPU."""
+"""One net trained: resumable, the same for the same seed on the CPU; products in bf16, weights in fp32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.nets.families import Family
 from benchmarks.nets.footage import Footage
-from benchmarks.nets.lessons import LOSSES, draw
+from benchmarks.nets.lessons import EXTRA, LOSSES, draw, prepare
 from nvpstore.tasks.backbones.model import Model
 from nvpstore.tasks.registry import build_model
 from nvpstore.tasks.weights import as_safetensors
@@ -55,6 +55,9 @@ def train(
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = MOMENTUM
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    prepare(model, family, device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=family.rate, weight_decay=0.02)
     checkpoint = folder / f"{name}.pt"
     step, seconds, losses = _resume(checkpoint, net, optimizer)
@@ -79,7 +82,7 @@ def train(
     seconds += time.perf_counter() - began
     net.eval()
     (folder / f"{name}.safetensors").write_bytes(
-        as_safetensors({key: tensor.cpu() for key, tensor in net.state_dict().items()})
+        as_safetensors({k: tensor.cpu() for k, tensor in net.state_dict().items() if not k.startswith(EXTRA)})
     )
     checkpoint.unlink(missing_ok=True)
     mean = sum(losses) / max(1, len(losses))
