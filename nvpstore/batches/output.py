@@ -28,6 +28,7 @@ from nvpstore.types import StoredObject
 
 FORMAT = 1
 ROW_GROUP_ROWS = 64 * 1024
+MOST_PARTITIONS = 1 << 16
 ALONE = timedelta(hours=1)  # after which an unfinished run on a remote store counts as dead
 _LOCK = ".batch.lock"
 _MANIFEST = re.compile(r"manifest-(\d{8})\.json")
@@ -163,20 +164,29 @@ def _write_files(
     folder: Path,
     partition_by: Sequence[str],
 ) -> None:
+    """Raises UsageError for more than MOST_PARTITIONS folders."""
     options = ds.ParquetFileFormat().make_write_options(write_page_checksum=True, compression="zstd")
     partitions = ds.partitioning(pa.schema([schema.field(name) for name in partition_by]), flavor="hive")
-    ds.write_dataset(
-        pa.RecordBatchReader.from_batches(schema, rows),
-        folder,
-        format="parquet",
-        file_options=options,
-        basename_template=f"part-{attempt}-{{i}}.parquet",
-        partitioning=partitions if partition_by else None,
-        max_rows_per_group=ROW_GROUP_ROWS,
-        min_rows_per_group=0,
-        use_threads=False,  # or rows come in another order each time
-        existing_data_behavior="error",
-    )
+    try:
+        ds.write_dataset(
+            pa.RecordBatchReader.from_batches(schema, rows),
+            folder,
+            format="parquet",
+            file_options=options,
+            basename_template=f"part-{attempt}-{{i}}.parquet",
+            partitioning=partitions if partition_by else None,
+            max_rows_per_group=ROW_GROUP_ROWS,
+            min_rows_per_group=0,
+            use_threads=False,  # or rows come in another order each time
+            max_partitions=MOST_PARTITIONS,
+            existing_data_behavior="error",
+        )
+    except pa.ArrowInvalid as cause:
+        if "partitions" not in str(cause):
+            raise
+        raise UsageError(
+            f"partition_by {', '.join(partition_by)}: more than {MOST_PARTITIONS} folders"
+        ) from cause
     if not any(folder.rglob("*.parquet")):  # no rows: the columns are an answer too
         pq.write_table(schema.empty_table(), folder / f"part-{attempt}-0.parquet")
 

@@ -12,11 +12,16 @@ def used_columns(tree: exp.Query, table: exp.Table, *, alias: str) -> frozenset[
     """
     if _takes_all(tree, table, alias=alias):
         return None
-    below_stars = {id(node) for star in tree.find_all(exp.Star) for node in star.walk()}
+    left_out = {
+        id(node)
+        for star in tree.find_all(exp.Star)
+        for part in star.args.get("except_") or []
+        for node in part.walk()
+    }
     names: set[str] = set()
     for node in tree.find_all(exp.Column, exp.Identifier):
         # All identifiers, not columns alone: USING lists, struct paths and aliases cost nothing to count.
-        if id(node) not in below_stars:
+        if id(node) not in left_out:
             names.add(node.name.lower())
     if alias.lower() in _bare_columns(tree):
         return None  # `SELECT c FROM labels c` reads the whole row as a struct
@@ -36,7 +41,8 @@ def _takes_all(tree: exp.Query, table: exp.Table, *, alias: str) -> bool:
         return True
     if any(join.args.get("method") == "NATURAL" for join in tree.find_all(exp.Join)):
         return True
-    return any(not star.args.get("except_") for star in _stars(table, alias=alias))
+    stars = _stars(table, alias=alias)
+    return bool(stars) and not _left_out(stars)
 
 
 def _stars(table: exp.Table, *, alias: str) -> list[exp.Star]:
@@ -58,10 +64,13 @@ def _stars(table: exp.Table, *, alias: str) -> list[exp.Star]:
 
 def _starred(table: exp.Table, *, alias: str) -> frozenset[str]:
     """What `* EXCLUDE (…)` leaves: kept as marks `-name`, resolved against the schema by `read_columns`."""
-    marks: set[str] = set()
-    for star in _stars(table, alias=alias):
-        marks |= {"-" + node.name.lower() for node in star.args.get("except_") or []}
-    return frozenset(marks)
+    return frozenset(f"-{name}" for name in _left_out(_stars(table, alias=alias)))
+
+
+def _left_out(stars: list[exp.Star]) -> set[str]:
+    """What every star leaves out."""
+    each = [{node.name.lower() for node in star.args.get("except_") or []} for star in stars]
+    return set.intersection(*each) if each else set()
 
 
 def read_columns(used: frozenset[str] | None, names: list[str]) -> tuple[str, ...]:

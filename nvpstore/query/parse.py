@@ -228,6 +228,8 @@ def _task_nodes(
 
     Tables of `views` are CTEs by now; their names only help to suggest.
     """
+    for lateral in tree.find_all(exp.Lateral):
+        _check_lateral(lateral)
     for node in list(tree.find_all(exp.Table)):
         if node.args.get("db") is not None or node.args.get("catalog") is not None:
             raise fault(node, f"table {node.sql('duckdb')}: names with a schema or database are not offered")
@@ -239,7 +241,16 @@ def _task_nodes(
             if _known_function(node, source, tasks):
                 yield node
         elif not isinstance(source, (exp.GenerateSeries, exp.Unnest)):
-            raise fault(node, f"table function {source.sql('duckdb')} is not allowed in a query")
+            raise fault(node, f"table function {node.sql('duckdb')} is not allowed in a query")
+
+
+def _check_lateral(node: exp.Lateral) -> None:
+    """`LATERAL f(…)` has no Table node: what it calls is held to the same list."""
+    source = node.this
+    if isinstance(source, (exp.Subquery, exp.Unnest, exp.GenerateSeries)):
+        return
+    if not (isinstance(source, exp.Anonymous) and _function_text(source).lower() in TABLE_FUNCTIONS):
+        raise fault(node, f"{node.sql('duckdb')}: this is not allowed in a query; LATERAL (SELECT …) is")
 
 
 def _known_name(

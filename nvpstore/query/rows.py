@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,6 +11,8 @@ from nvpstore.query.plan import Plan, Scan, top_of
 from nvpstore.query.relation import output_schema, relation_schema
 from nvpstore.query.routes import Route
 from nvpstore.query.sample import WORK_SCHEMA
+
+FREE_ROWS = 1 << 17  # that are made at once
 
 
 def attach(scan: Scan, work: pa.Table, route: Route, outputs: pa.Table) -> pa.Table:
@@ -33,21 +37,22 @@ def attach(scan: Scan, work: pa.Table, route: Route, outputs: pa.Table) -> pa.Ta
     return pa.table(columns, schema=schema)
 
 
-def free_rows(plan: Plan, scan: Scan) -> pa.Table:
-    """The rows of a scan of which only frames, times, routes, ranks or sizes are read: nothing is decoded."""
-    tables = []
+def free_rows(plan: Plan, scan: Scan) -> Iterator[pa.Table]:
+    """The rows of a scan of which only frames, times, routes, ranks or sizes are read: nothing is decoded.
+
+    At most FREE_ROWS at a time, or those of one frame.
+    """
+    top = top_of(scan) if scan.ranks else 1
     for key in scan.routes:
-        work = scan.work_of(key)
-        frames, count = work["frame"].to_numpy(), work.num_rows
-        if scan.ranks:
-            top = top_of(scan)
-            ranks = np.tile(np.arange(1, top + 1, dtype=np.int32), count)
-            outputs = pa.table({"frame": np.repeat(frames, top), "rank": ranks})
-        elif scan.task is None:
-            facts = plan.segments[key]
-            width, height = (np.full(count, side, dtype=np.int32) for side in (facts.width, facts.height))
-            outputs = pa.table({"frame": frames, "width": width, "height": height})
-        else:
-            outputs = pa.table({"frame": frames})
-        tables.append(attach(scan, work, scan.routes[key], outputs))
-    return pa.concat_tables([relation_schema(scan.kind).empty_table(), *tables])
+        whole, at_once = scan.work_of(key), max(1, FREE_ROWS // top)
+        for first in range(0, whole.num_rows, at_once):
+            work = whole.slice(first, at_once)
+            frames, count = work["frame"].to_numpy(), work.num_rows
+            outputs = {"frame": np.repeat(frames, top)}
+            if scan.ranks:
+                outputs["rank"] = np.tile(np.arange(1, top + 1, dtype=np.int32), count)
+            elif scan.task is None:
+                facts, larger = plan.segments[key], scan.options.upscale
+                for name, side in (("width", facts.width), ("height", facts.height)):
+                    outputs[name] = np.full(count, side * larger, dtype=np.int32)
+            yield attach(scan, work, scan.routes[key], pa.table(outputs))

@@ -82,6 +82,8 @@ class _Desk:
         self._pipe, self._folder = pipe, folder
         self._index: duckdb.DuckDBPyConnection | None = None
         self._cursor: duckdb.DuckDBPyConnection | None = None  # a query's own: nothing of it stays
+        self._inputs: dict[str, int] = {}  # bytes that the rows of each registered name may take
+        self._granted_bytes = 0
         self._served = 0
         self._first_bytes = 0  # of memory, when the first query began
 
@@ -153,6 +155,7 @@ class _Desk:
         """The query is over; whether this process can serve another one as if it had served none."""
         self.con.close()
         self._cursor, self.begun = None, False
+        self._inputs, self._granted_bytes = {}, 0
         assert self._index is not None, "opened"
         self._index.execute(f"SET memory_limit = '{FLOOR_BYTES >> 10}KiB'")
         spilled = self._folder.exists() and any(self._folder.iterdir())
@@ -161,7 +164,11 @@ class _Desk:
 
     def register(self, name: str, size_bytes: int) -> None:
         """The rows follow."""
-        _limit_memory(2 * size_bytes, more=True)  # as they arrive, and as they are
+        self._inputs[name] = 2 * size_bytes  # as they arrive, and as they are
+        # For the most that there ever is at once: what rows of before took is there to be used again.
+        needed = sum(self._inputs.values())
+        _limit_memory(max(0, needed - self._granted_bytes), more=True)
+        self._granted_bytes = max(needed, self._granted_bytes)
         self.con.register(name, pa.ipc.open_stream(self._pipe.recv_bytes()).read_all())
 
     def register_files(self, name: str, paths: list[str], batch_rows: int) -> None:
@@ -169,6 +176,7 @@ class _Desk:
 
     def unregister(self, name: str) -> None:
         self.con.unregister(name)
+        self._inputs.pop(name, None)
 
     def check(self, sql: str) -> None:
         self.con.execute(f"EXPLAIN {sql}").fetchall()

@@ -13,6 +13,7 @@ from nvpstore.query.names import RELATION, visible_ctes
 FRAME_COLUMNS = frozenset({"video_id", "segment", "frame", "ts", "wall_ts"})
 Kind = Literal["task", "catalog", "query", "other"]
 Columns = Mapping[str, frozenset[str]]  # of relations and catalog views, by name
+_MORE_THAN_BRACKETS = ("limit", "offset", "with_", "order", "sample", "pivots", "joins", "laterals")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +101,8 @@ def _source(index: int, node: exp.Expr, join: exp.Join | None, columns: Columns)
         kind: Kind = "task" if name.startswith(RELATION) else "catalog"
         known = columns.get(name)
         return Source(index=index, alias=alias, kind=kind, name=name, columns=known, join=join)
-    query = node.unnest()
-    assert isinstance(query, exp.Query), "what is no query is opaque"
+    query = inner_query(node)
+    assert query is not None, "what is no query is opaque"
     return Source(
         index=index,
         alias=alias,
@@ -136,10 +137,16 @@ def _is_opaque(node: exp.Expr) -> bool:
         return True
     if isinstance(node, exp.Table):
         return not isinstance(node.this, exp.Identifier)
-    if isinstance(node, exp.Subquery):
-        cut = any(node.args.get(part) for part in ("limit", "offset", "with_"))
-        return cut or not isinstance(node.unnest(), (exp.Select, exp.SetOperation))
-    return True
+    return not isinstance(node, exp.Subquery) or inner_query(node) is None
+
+
+def inner_query(node: exp.Expr) -> exp.Select | exp.SetOperation | None:
+    """The query in brackets; None where brackets on the way do more than enclose it."""
+    while isinstance(node, exp.Subquery):
+        if any(node.args.get(part) for part in _MORE_THAN_BRACKETS):
+            return None
+        node = node.this
+    return node if isinstance(node, (exp.Select, exp.SetOperation)) else None
 
 
 def _opaque(index: int, node: exp.Expr, join: exp.Join | None) -> Source:

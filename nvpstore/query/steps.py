@@ -80,6 +80,7 @@ class Runner:
         self._rows = rows
         self.resident = Resident(orders.limits.batch_bytes)
         self._progress = Progress(frames_to_answer(plan), orders.on_progress)
+        self._has_free_rows = False
         self._read_sources: set[str] = set()
         self._read_adapters: set[ByteRange] = set()
 
@@ -161,17 +162,24 @@ class Runner:
 
     def relations(self) -> dict[str, Relation]:
         """Every relation that the plan's SQL reads, with the rows so far."""
+        self._add_free_rows()
         rows: dict[str, Relation] = {}
         for index, scan in enumerate(self.plan.scans):
-            table = (
-                self._rows.relation(index, relation_schema(scan.kind))
-                if scan.computes
-                else free_rows(self.plan, scan)
-            )
+            table = self._rows.relation(index, relation_schema(scan.kind))
             rows |= dict.fromkeys(scan.relations, table)
         for name, schema in self.plan.relations.items():
             rows.setdefault(name, schema.empty_table())
         return rows
+
+    def _add_free_rows(self) -> None:
+        """Once: those that nothing is computed for."""
+        if self._has_free_rows:
+            return
+        self._has_free_rows = True
+        for index, scan in enumerate(self.plan.scans):
+            for table in free_rows(self.plan, scan) if not scan.computes else ():
+                self.check()
+                self._rows.add(index, table)
 
     # What one segment's work needs of the run.
 

@@ -535,6 +535,8 @@ def _naive_rows(clip: Clip, kind: str, version: str, options: Any) -> pa.Table:
             {**answer, "video_id": clip.video_id, "segment": segment, "ts": clip.ts[frame],
              "wall_ts": _wall(clip, clip.ts[frame]), **_route_of(clip, name, options)}
         )  # fmt: skip
+        if kind == "frames":
+            rows[-1] |= {side: rows[-1][side] * options.upscale for side in ("width", "height")}
     return pa.Table.from_pylist(rows, schema=relation_schema(kind))
 
 

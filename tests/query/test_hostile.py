@@ -188,6 +188,38 @@ def test_no_table_function_of_duckdb_is_offered_but_those_listed() -> None:
         if name not in TABLE_FUNCTIONS:
             with pytest.raises(QueryError):
                 parse(f'SELECT * FROM "{name}"()', ())
+            for lateral in (f'videos v, LATERAL "{name}"()', f'videos v JOIN LATERAL "{name}"() ON true'):
+                with pytest.raises(QueryError):
+                    parse(f"SELECT * FROM {lateral}", ())
+            with pytest.raises(QueryError):
+                parse(f'SELECT * FROM LATERAL "{name}"()', ())
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        "LATERAL histogram_values('idx.store.videos', source_uri) t",
+        "LATERAL register_external_resource_type('mine', kind := 'x', create_function := 'f') t",
+        "LATERAL system.main.sniff_csv('x') t",
+        "LATERAL checkpoint() t",
+        "ROWS FROM (sniff_csv('x')) t",
+    ],
+)
+def test_no_function_is_reached_beside_the_list(snapshot: FixtureSnapshot, called: str) -> None:
+    with pytest.raises(QueryError, match="not allowed"):
+        ask(snapshot, f"SELECT t.* FROM (SELECT 1) v, {called}", operators=object())
+
+
+def test_what_is_lateral_and_harmless_is_answered(snapshot: FixtureSnapshot) -> None:
+    for called, rows in (
+        ("LATERAL (SELECT v.a + 1)", [(1, 2)]),
+        ("LATERAL unnest([v.a, 5])", [(1, 1), (1, 5)]),
+        ("LATERAL generate_series(v.a, 2)", [(1, 1), (1, 2)]),
+    ):
+        found = ask(
+            snapshot, f"SELECT * FROM (SELECT 1 AS a) v, {called} t(b)", operators=object()
+        ).fetchall()
+        assert sorted(found) == rows
 
 
 def test_no_function_that_reads_or_changes_hidden_state_is_offered() -> None:

@@ -47,6 +47,20 @@ QUERIES = [
     "SELECT frame FROM labels NATURAL JOIN videos WHERE name = 'gate.mp4' AND ts < 1",
     "SELECT l.frame, o.object FROM labels l LEFT JOIN objects o ON o.video_id = l.video_id"
     " AND o.frame = l.frame AND o.ts < 0.1 WHERE l.ts < 0.3 AND l.rank = 1",
+    # What brackets hold is cut before it is filtered.
+    "SELECT * FROM ((SELECT DISTINCT frame FROM labels ORDER BY frame) LIMIT 3) t WHERE frame > 10",
+    "SELECT count(*) FROM labels a JOIN ((SELECT video_id, frame FROM labels ORDER BY frame) LIMIT 3) b"
+    " USING (video_id, frame) WHERE a.frame > 10",
+    "SELECT * FROM (SELECT frame FROM labels WHERE segment = 9 UNION ALL"
+    " ((SELECT frame FROM labels ORDER BY frame) LIMIT 3)) t WHERE frame > 10",
+    # A star leaves out what every star leaves out, and what is not read elsewhere.
+    "SELECT * EXCLUDE (embedding) REPLACE (embedding[1] AS fidelity) FROM embed WHERE frame < 1",
+    "SELECT * EXCLUDE (embedding), c.* EXCLUDE (video_id) FROM embed c WHERE frame < 2",
+    # Equal is not identical where types differ.
+    "SELECT count(*) FROM labels l JOIN (SELECT 3.0::DOUBLE AS frame) g ON l.frame = g.frame"
+    " WHERE g.frame::VARCHAR = '3.0'",
+    "SELECT * FROM (SELECT frame FROM labels UNION ALL SELECT '5') t WHERE frame < '5'",
+    "SELECT DISTINCT width, height FROM frames(upscale := 2) WHERE frame = 0",
 ]
 
 
