@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -41,11 +42,16 @@ class Photograph:
     side: int
 
     def tile(self) -> Tensor:
-        """float32 [3, TILE, TILE] in 0 … 255."""
-        image = read_image(package_folder(*self.package) / self.file)
-        square = image[self.top : self.top + self.side, self.left : self.left + self.side]
-        x = torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1)[None].float()
-        return F.interpolate(x, (TILE, TILE), mode="bicubic", antialias=True)[0].clamp(0, 255)
+        """float32 [3, TILE, TILE] in 0 … 255, shared: not to be written to."""
+        return _tile(self)
+
+
+@cache
+def _tile(photograph: Photograph) -> Tensor:
+    image = read_image(package_folder(*photograph.package) / photograph.file)
+    rows, columns = (slice(first, first + photograph.side) for first in (photograph.top, photograph.left))
+    x = torch.from_numpy(np.ascontiguousarray(image[rows, columns])).permute(2, 0, 1)[None].float()
+    return F.interpolate(x, (TILE, TILE), mode="bicubic", antialias=True)[0].clamp(0, 255)
 
 
 # In the order in which the camera visits them: row by row, every second row backwards.

@@ -195,14 +195,14 @@ class ClipRun:
             else ours.seen_later(task.spec, self.clip.frames, units, share=share)
         )
         routes = stored.route_bytes
-        own = 8 * routes.get(net, 0) / self.clip.pixels if route == "adapter" else 0.0
-        alone = 8 * (stored.row["stored_bytes"] - sum(routes.values())) / self.clip.pixels
+        own = 8 * routes[net] / self.clip.pixels if route == "adapter" else 0.0
+        alone = 8 * stored.network_bytes / self.clip.pixels
         return {
             **self.scored(net, ours.ask(stored, net, units, route=route), bpp=alone),
             "route": route,
             "psnr": stored.row["psnr"],
             "bpp_with_task": alone + own,
-            "bpp_with_all": 8 * stored.row["stored_bytes"] / self.clip.pixels,
+            "bpp_with_all": alone + 8 * sum(routes.values()) / self.clip.pixels,
             "fit_seconds": stored.row["fit_seconds"],
             "scope": "segment",
             "seen": seen,

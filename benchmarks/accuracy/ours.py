@@ -14,6 +14,7 @@ from nvpstore.codec.build import PRESETS, CodecKind, Preset
 from nvpstore.errors import NvpError
 from nvpstore.ingest.units import UnitPlan, units_at_ingest, units_to_train
 from nvpstore.tasks.spec import TaskSpec
+from nvpstore.types import StoredObject
 
 # Weights and latents of 8 bits, compressed, with the footers of their files: bytes a parameter, as measured.
 BYTES_A_PARAMETER = 0.98
@@ -21,6 +22,7 @@ LATER_SHARE = 0.10  # of the frames, for a task that the fit did not know
 # A net of a quarter of the width has a sixteenth of the parameters, its adapters a quarter of theirs: where
 # full-size backbones keep to one hundredth, these may take four.
 NARROW_ADAPTER_SHARE = 0.04
+ROUTES = "/routes/"  # in the keys of objects
 BASE = Preset(
     name="world",
     coded_pixels=None,
@@ -40,19 +42,29 @@ BASE = Preset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One clip in an archive: what `videos` says of it, and the bytes of its routes by task."""
+    """One clip in an archive, and what `videos` says of it."""
 
     archive: Archive
     video_id: str
     row: Mapping[str, Any]
 
     @property
+    def network_bytes(self) -> int:
+        """Of weights, latents and manifest."""
+        return sum(each.size_bytes for each in self._objects if ROUTES not in each.key)
+
+    @property
     def route_bytes(self) -> dict[str, int]:
-        rows = self.archive.sql(
-            f"SELECT task, max(bytes) AS bytes FROM routes WHERE video_id = '{self.video_id}'"
-            " AND route = 'adapter' GROUP BY task"
-        ).fetchall()
-        return dict(rows)
+        """All routes of each task."""
+        return {
+            task.name: sum(o.size_bytes for o in self._objects if f"{ROUTES}{task.version}/" in o.key)
+            for task in self.archive.catalog.snapshot().tasks()
+        }
+
+    @property
+    def _objects(self) -> list[StoredObject]:
+        found = self.archive.catalog.snapshot().objects(self.video_id)
+        return [each for each in found if not each.key.startswith("results/")]  # answers that were kept
 
 
 def preset_for(bpp: float, *, pixels: int, codec: CodecKind, epochs: int) -> str:
@@ -109,7 +121,7 @@ def train(stored: Stored, net: str, *, share: float, device: str) -> None:
 
 
 def ask(stored: Stored, net: str, units: Sequence[Sequence[int]], *, route: str) -> list[Answer]:
-    """What a task table says of each unit, by one kind of route; results are not kept."""
+    """What a task table says of each unit, by one kind of route."""
     family = FAMILIES[net]
     top = f", top := {len(family.labels)}" if family.kind in ("classification", "action") else ""
     table = stored.archive.sql(

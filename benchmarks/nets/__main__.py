@@ -1,4 +1,4 @@
-"""python -m benchmarks.nets FOLDER [NET …] [--clips 1600] [--frames 36] [--share 1.0] [--device auto]: train
+"""python -m benchmarks.nets FOLDER [NET …] [--stills 20000] [--clips 1600] [--share 1.0] [--device auto]: train
 the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
 
 Writes FOLDER/<net>.safetensors and FOLDER/nets.json; killed, it goes on where it was. `--share` trains fewer
@@ -29,24 +29,26 @@ from nvpstore.tasks.weights import digest_of
 TEST_CLIPS = 8
 TEST_EVERY = 8  # frames; clips of actions lie side by side
 AT_ONCE = 16
+CLIP_FRAMES = 36  # of a world that nets of clips learn from
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.nets", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("nets", nargs="*", metavar="NET", help=f"of {', '.join(FAMILIES)}")
-    parser.add_argument("--clips", type=int, default=1600)
-    parser.add_argument("--frames", type=int, default=36)
+    parser.add_argument("--stills", type=int, default=20_000, help="worlds of a frame each")
+    parser.add_argument("--clips", type=int, default=1600, help="worlds that nets of clips learn from")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(arguments)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    seen = footage(args.folder / "footage", split="train", clips=args.clips, frames=args.frames)
     fresh = footage(args.folder / "footage", split="test", clips=TEST_CLIPS, frames=WORLD_FRAMES)
     for name in args.nets or list(FAMILIES):
         family = FAMILIES[name]
+        clips, frames = (args.stills, 1) if family.clip is None else (args.clips, CLIP_FRAMES)
+        seen = footage(args.folder / "footage", split="train", clips=clips, frames=frames)
         steps = max(1, round(family.steps * args.share))
         done = train(name, family, seen, args.folder, device=device, steps=steps, told=_tell)
         row = {
@@ -58,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "batch": family.batch,
             "loss": done.loss,
             "seconds": done.seconds,
-            "clips": args.clips,
-            "frames": args.frames,
+            "clips": clips,
+            "frames": frames,
             "seed": SEED,
             "test_clips": TEST_CLIPS,
             "test_score": test_score(trained(name, family, args.folder, device), family, fresh),

@@ -55,7 +55,7 @@ def footage(folder: Path, *, split: Split, clips: int, frames: int) -> Footage:
         with ProcessPoolExecutor(
             mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
-            for _ in pool.map(partial(_store, part, split, frames), range(clips), paths, chunksize=4):
+            for _ in pool.map(partial(_store, part, split, frames), range(clips), paths, chunksize=8):
                 pass
         part.replace(stored)
     truth = tuple(tuple(read_truth(path.with_suffix(".json"))) for path in paths)

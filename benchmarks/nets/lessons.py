@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.nets.families import BEGIN, CAPTION_TOKENS, END, PAD, VOCABULARY, Family
 from benchmarks.nets.footage import Footage
-from benchmarks.world import HEIGHT, WIDTH, FrameTruth
+from benchmarks.world import CLASSES, HEIGHT, WIDTH, FrameTruth
 from nvpstore.tasks.backbones.model import Model
 from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import TaskKind
@@ -72,20 +73,24 @@ EXTRA = "cells."  # what a net has only while it learns
 def prepare(model: Model, family: Family, device: str) -> None:
     """A net in training: bf16 in it (of DETR in the trunk alone: its boxes become NaN), and `Cells`."""
     net: Any = model.net
+    part = net.model.backbone.model if family.kind == "detection" else net
+    part.forward = torch.autocast(device, torch.bfloat16)(part.forward)
     if family.kind == "detection":
-        trunk = net.model.backbone
-        net.cells = Cells(net.model.input_projection.in_channels, len(family.labels)).to(device)
-        trunk.model.forward = torch.autocast(device, torch.bfloat16)(trunk.model.forward)
-        trunk.register_forward_hook(net.cells.look)
-    else:
-        net.forward = torch.autocast(device, torch.bfloat16)(net.forward)
+        net.cells = Cells(net.model.input_projection.in_channels, len(CLASSES)).to(device)
+        net.model.backbone.register_forward_hook(net.cells.look_at_maps)
+    elif family.kind == "classification":
+        net.cells = Cells(net.layer3[-1].conv3.out_channels, len(CLASSES)).to(device)
+        net.layer3.register_forward_hook(net.cells.look_at_map)
+    elif family.kind == "caption":
+        net.cells = Cells(net.config.vision_config.hidden_size, len(CLASSES)).to(device)
+        net.vision_model.register_forward_hook(net.cells.look_at_tokens)
 
 
 class Cells(nn.Module):
-    """A second lesson for a detector's trunk: the class of what lies at each place of its last map.
+    """A second lesson: the class of what lies at each place of a map inside a net.
 
-    By matching alone it takes very long to learn what a class looks like; Carion et al. begin with a trunk
-    that knows ImageNet.
+    By its own lesson alone a net takes very long to find out what it is to look at; published nets begin with
+    a trunk that knows ImageNet.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -93,11 +98,21 @@ class Cells(nn.Module):
         self.head = nn.Conv2d(channels, classes + 1, 1)
         self.seen = torch.empty(0)
 
-    def look(self, trunk: nn.Module, inputs: Any, maps: Sequence[tuple[Tensor, Tensor]]) -> Any:
-        """A forward hook: keep the last map, and hand all on in fp32."""
-        maps = [(each.float(), mask) for each, mask in maps]
+    def look_at_map(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A forward hook on what makes a map [b, c, h, w]."""
+        self.seen = output.float()
+
+    def look_at_maps(self, module: nn.Module, inputs: Any, output: Sequence[tuple[Tensor, Tensor]]) -> Any:
+        """A forward hook on DETR's trunk, whose maps go on in fp32."""
+        maps = [(each.float(), mask) for each, mask in output]
         self.seen = maps[-1][0]
         return maps
+
+    def look_at_tokens(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A forward hook on a vision transformer: tokens [b, 1 + side², c]."""
+        tokens = output.last_hidden_state[:, 1:].float()
+        side = math.isqrt(tokens.shape[1])
+        self.seen = tokens.transpose(1, 2).unflatten(2, (side, side))
 
     def forward(self, labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """The loss of the last pictures seen. `labels` as `boxes_of` makes them, the nearest object first."""
@@ -114,7 +129,8 @@ class Cells(nn.Module):
 
 def _classes(model: Model, lesson: Lesson, family: Family) -> Tensor:
     wanted = [family.labels.index(told.label) for told in lesson.truth]
-    return F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
+    loss = F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
+    return loss + _cells(model, lesson)
 
 
 def _actions(model: Model, lesson: Lesson, family: Family) -> Tensor:
@@ -126,12 +142,19 @@ def _objects(model: Model, lesson: Lesson, family: Family) -> Tensor:
     """Hungarian matching, classes, L1 and generalised IoU, in every decoder layer (Carion et al., 2020)."""
     net: Any = model.net
     mask = torch.ones(len(lesson.x), *lesson.x.shape[2:], dtype=torch.long, device=lesson.x.device)
-    labels = [
-        boxes_of(told, family, flip=flip, device=lesson.x.device)
-        for told, flip in zip(lesson.truth, lesson.flipped, strict=True)
-    ]
-    loss: Tensor = net(pixel_values=lesson.x, pixel_mask=mask, labels=labels).loss
-    return loss + CELLS_WEIGHT * net.cells(labels) if hasattr(net, "cells") else loss
+    loss: Tensor = net(pixel_values=lesson.x, pixel_mask=mask, labels=_boxes(lesson)).loss
+    return loss + _cells(model, lesson)
+
+
+def _cells(model: Model, lesson: Lesson) -> Tensor | float:
+    """The second lesson, of a net that was prepared."""
+    cells: Any = getattr(model.net, "cells", None)
+    return CELLS_WEIGHT * cells(_boxes(lesson)) if cells is not None else 0.0
+
+
+def _boxes(lesson: Lesson) -> list[dict[str, Tensor]]:
+    pairs = zip(lesson.truth, lesson.flipped, strict=True)
+    return [boxes_of(told, flip=flip, device=lesson.x.device) for told, flip in pairs]
 
 
 def _captions(model: Model, lesson: Lesson, family: Family) -> Tensor:
@@ -141,7 +164,7 @@ def _captions(model: Model, lesson: Lesson, family: Family) -> Tensor:
     loss: Tensor = net(
         pixel_values=lesson.x, input_ids=tokens, attention_mask=(tokens != PAD).long(), labels=said
     ).loss
-    return loss
+    return loss + _cells(model, lesson)
 
 
 LOSSES: Mapping[TaskKind, Callable[[Model, Lesson, Family], Tensor]] = {
@@ -158,16 +181,14 @@ def tokens_of(sentence: str) -> list[int]:
     return ids + [PAD] * (CAPTION_TOKENS - len(ids))
 
 
-def boxes_of(
-    told: FrameTruth, family: Family, *, flip: bool, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def boxes_of(told: FrameTruth, *, flip: bool, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A frame's objects as DETR wants them: classes, and boxes as centre and size in fractions."""
     corners = torch.tensor([box[1:] for box in told.boxes]).reshape(-1, 4)
     corners = corners / torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
     if flip:
         corners = torch.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], dim=1)
     low, high = corners[:, :2], corners[:, 2:]
-    classes = torch.tensor([family.labels.index(box[0]) for box in told.boxes], dtype=torch.long)
+    classes = torch.tensor([CLASSES.index(box[0]) for box in told.boxes], dtype=torch.long)
     return {
         "class_labels": classes.to(device),
         "boxes": torch.cat([(low + high) / 2, high - low], dim=1).to(device),

@@ -57,6 +57,8 @@ def train(
             module.momentum = MOMENTUM
         elif isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
     prepare(model, family, device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=family.rate, weight_decay=0.02)
     checkpoint = folder / f"{name}.pt"

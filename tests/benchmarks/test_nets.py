@@ -47,13 +47,13 @@ def test_every_caption_can_be_said() -> None:
 def test_boxes_are_fractions_and_turn_with_the_picture(seen: Footage) -> None:
     told = next(truth for truth in seen.truth[0] if truth.boxes)
     family = FAMILIES["world_objects"]
-    plain, flipped = (boxes_of(told, family, flip=flip)["boxes"] for flip in (False, True))
+    plain, flipped = (boxes_of(told, flip=flip)["boxes"] for flip in (False, True))
     assert float(plain.min()) >= 0
     assert float(plain.max()) <= 1
     torch.testing.assert_close(flipped[:, 0], 1 - plain[:, 0])
     torch.testing.assert_close(flipped[:, 1:], plain[:, 1:])
     name, x0, y0, x1, y1 = told.boxes[0]
-    assert family.labels[int(boxes_of(told, family, flip=False)["class_labels"][0])] == name
+    assert family.labels[int(boxes_of(told, flip=False)["class_labels"][0])] == name
     torch.testing.assert_close(
         plain[0],
         torch.tensor([(x0 + x1) / 2 / WIDTH, (y0 + y1) / 2 / HEIGHT, (x1 - x0) / WIDTH, (y1 - y0) / HEIGHT]),
