@@ -296,7 +296,14 @@ class Catalog:
             for video_id in erased if cache.folder.exists() else ():
                 cache.forget(check_video_id(video_id), erased_at=erased[video_id])
         for video_id in erased:
-            shutil.rmtree(self.folder / "fits" / check_video_id(video_id), ignore_errors=True)
+            self._remove_fit(self.folder / "fits" / check_video_id(video_id))
+
+    def _remove_fit(self, folder: Path) -> None:
+        if not folder.exists():
+            return
+        # Whoever holds the lock stores the video anew; if it was erased just now, they find that out.
+        with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def step(number: int) -> int:

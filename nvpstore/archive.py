@@ -45,7 +45,7 @@ from nvpstore.types import FrameBatch, SavedView, StoredObject, VideoMeta, Video
 from nvpstore.upkeep.caches import drop_damaged
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import Erasure, erase_video
-from nvpstore.upkeep.meta import change_meta
+from nvpstore.upkeep.meta import change_meta, in_utc
 from nvpstore.upkeep.progress import OnProgress as OnUpkeep
 from nvpstore.upkeep.renewal import renew_checkpoints
 from nvpstore.upkeep.report import VerifyReport
@@ -161,6 +161,7 @@ class Archive:
         file that is no whole video, or HDR without that, UsageError for unknown tasks or presets,
         CommitDropped if the video is erased meanwhile.
         """
+        recorded_at = recorded_at and in_utc(recorded_at)
         video_id, new = self._writer(progress).ingest(
             path,
             tasks=tasks,
@@ -197,6 +198,7 @@ class Archive:
         registered if they are not yet. Otherwise as `ingest`; an original that is neither copied nor
         referenced could not answer.
         """
+        recorded_at = recorded_at and in_utc(recorded_at)
         video_id, new = self._writer(progress).add(
             path,
             tasks=tasks,

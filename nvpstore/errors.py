@@ -44,6 +44,10 @@ class CommitDropped(StoreError):
     """Newer log entries made a prepared commit pointless; its objects are orphans now."""
 
 
+class AttemptTooOld(CommitDropped):
+    """Between the beginning of an upload and its commit more time passed than gc waits: to be begun again."""
+
+
 class ArchiveError(NvpError):
     """A root is not an archive, or holds a version this release cannot read."""
 

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from nvpstore.errors import (
+    AttemptTooOld,
     CommitDropped,
     IntegrityError,
     NotFound,
@@ -66,7 +67,8 @@ def described(error: BaseException) -> Failure:
             HTTPStatus.INSUFFICIENT_STORAGE, "the server's disk is full", "StoreError", retry=True
         )
     if isinstance(error, NvpError):
-        retry = isinstance(error, StoreError) and not isinstance(error, _LASTING)
+        lasting = isinstance(error, _LASTING) and not isinstance(error, AttemptTooOld)
+        retry = isinstance(error, StoreError) and not lasting
         detail = " ".join(str(error).split())
         return _failure(_status(error), detail, type(error).__name__, retry=retry)
     # Of what we did not expect we do not know that it stays; but this process may not be in order.

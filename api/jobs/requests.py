@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, cast, get_args
 
 from nvpstore.errors import UsageError
+from nvpstore.upkeep.meta import in_utc
 
 Kept = Literal["reference", "copy", "none"]
 SteadyVariant = Literal["learned", "controlled", "spatial"]
@@ -214,6 +215,7 @@ def instant(text: str) -> datetime:
         raise UsageError(
             f"recorded_at {text!r}: a time in ISO 8601 with its zone is needed, such as 2026-05-01T12:30:00Z"
         )
+    in_utc(value)
     return value
 
 

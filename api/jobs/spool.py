@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from nvpstore.api.jobs.job import Job, JobState
 from nvpstore.api.jobs.queue import JobQueue
@@ -19,6 +22,8 @@ from nvpstore.errors import SourceError, StoreError, UsageError
 from nvpstore.storage.keys import new_attempt
 
 STALE_SECONDS = 24 * 3600.0
+NEW_SECONDS = 60.0  # in which a room that was made is held by who made it
+HELD = ".held"  # in a room, locked while it is used
 SPARE_BYTES = 256 * 2**20  # stay free on the disk
 _LIVING: tuple[JobState, ...] = ("queued", "running")
 _ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
@@ -29,14 +34,17 @@ _ALL = 10**9
 def room(spool_dir: Path) -> Iterator[Path]:
     """A new folder for one video, removed afterwards. Raises StoreError where it cannot be made."""
     folder = spool_dir / new_attempt()
+    held = FileLock(folder / HELD)
     try:
         folder.mkdir(parents=True)
+        held.acquire()
     except OSError as cause:
         raise StoreError(f"cannot write to {spool_dir}: {cause.strerror}") from cause
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        held.release()
 
 
 def check_free(folder: Path, size_bytes: int) -> None:
@@ -71,10 +79,11 @@ def sweep(
     stale_seconds: float = STALE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> list[Path]:
-    """Remove what no living job needs: uploads of jobs that ended, and what nobody wrote to for long.
+    """Remove what no living job needs: uploads of jobs that ended, rooms of processes that are gone, and what
+    nobody wrote to for long.
 
     Returns what was removed. An upload that is still arriving, or whose job is about to be submitted, has
-    been written to lately.
+    been written to lately; a room is held for as long as it is used.
     """
     # Listed before the jobs are looked at: an upload that comes later is not even considered.
     folders = _folders(spool_dir)
@@ -82,9 +91,12 @@ def sweep(
         return []
     living = _used(spool_dir, queue, _LIVING)
     ended = _used(spool_dir, queue, _ENDED)
-    until = clock() - stale_seconds
+    now = clock()
     left = [
-        folder for folder in folders if folder not in living and (folder in ended or _written(folder) < until)
+        folder
+        for folder in folders
+        if folder not in living
+        and (folder in ended or _written(folder) < now - _patience(folder, stale_seconds))
     ]
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
@@ -108,6 +120,17 @@ def _used(spool_dir: Path, queue: JobQueue, states: tuple[JobState, ...]) -> set
     jobs = [job for state in states for job in queue.jobs(state=state, limit=_ALL)]
     found = (_folder_of(spool_dir, job.request.get("file")) for job in jobs)
     return {folder for folder in found if folder is not None}
+
+
+def _patience(folder: Path, stale_seconds: float) -> float:
+    """For how long a folder of no job is left alone after it was written to."""
+    if not (folder / HELD).exists():
+        return stale_seconds
+    try:
+        with FileLock(folder / HELD, timeout=0):
+            return NEW_SECONDS
+    except (Timeout, OSError):
+        return math.inf
 
 
 def _written(folder: Path) -> float:

@@ -147,6 +147,7 @@ def _write(
                 raise SourceError(f"{url}: has more than the {most_bytes} bytes that are allowed")
             if time.monotonic() > until:
                 raise SourceError(f"{url}: took longer than {LONGEST_SECONDS / 3600:g} h to arrive")
+            spool.check_free(path.parent, len(piece))
             file.write(piece)
             progress(done, total)
     if total and done < total:

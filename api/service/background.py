@@ -6,6 +6,7 @@ An answer is kept as Parquet for a day, or for as long as its job.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from nvpstore.api.jobs.attempt import Attempt
 from nvpstore.api.jobs.failures import described
 from nvpstore.api.jobs.job import Lease
 from nvpstore.api.jobs.requests import QueryJob
+from nvpstore.api.jobs.spool import check_free
 from nvpstore.api.service.answers import answers_folder
 from nvpstore.api.service.formats import FORMATS, Notes
 from nvpstore.api.service.state import Service
@@ -119,6 +121,7 @@ class QueryRunner:
             lease,
             spool_dir=self._service.settings.spool_dir,
             stopping=self._stopping,
+            stall_seconds=math.inf,  # queries have a time limit of their own
             leave=lambda _: None,  # the process is the server
             alive=lambda: cancel.set() if attempt.should_stop() else None,
         )
@@ -174,14 +177,18 @@ def _told(progress: QueryProgress) -> Answered:
 
 
 def _write(stream: Stream, path: Path) -> int:
-    """Writes all rows as Parquet; returns how many. Raises QueryError for more than ANSWER_BYTES."""
+    """Writes all rows as Parquet; returns how many. Raises QueryError for more than ANSWER_BYTES, StoreError
+    where the disk becomes full.
+    """
     with path.open("wb") as file:
         first: pa.RecordBatch = next(stream)
         rows = int(first.num_rows)
         writer = FORMATS["parquet"].writer(first.schema)
         file.write(writer.begin() + writer.batch(first))
         for batch in stream:
-            file.write(writer.batch(batch))
+            piece = writer.batch(batch)
+            check_free(path.parent, len(piece))
+            file.write(piece)
             rows += int(batch.num_rows)
             if file.tell() > ANSWER_BYTES:
                 raise QueryError(f"the answer has more than {ANSWER_BYTES} bytes: ask for less at once")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
 
+from nvpstore.api.jobs.spool import check_free
 from nvpstore.api.service.problems import Refused
 
 AT_ONCE = 2  # clips in the making; more would only make each other slow
@@ -176,6 +177,7 @@ def _write(path: Path, export: Export, stop: threading.Event) -> None:
     def going_on(_: int) -> None:
         if stop.is_set():
             raise _Stopped
+        check_free(path.parent, 0)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     export(path, going_on)

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +24,7 @@ LONGEST_CURSOR = 4096
 _AFTER = "(name > $name_after OR (name = $name_after AND video_id > $id_after))"
 _NAMED = "contains(lower(name), lower($name))"
 _IN_STATE = "state = $state"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = "* REPLACE (epoch_us(recorded_at) AS recorded_at)"
 
 
@@ -83,7 +84,7 @@ def _videos(snapshot: Snapshot, video_ids: list[str]) -> list[Video]:
 
 
 def _time(microseconds: int | None) -> datetime | None:
-    return None if microseconds is None else datetime.fromtimestamp(microseconds / 1e6, UTC)
+    return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _write_cursor(name: str, video_id: str) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -16,7 +17,9 @@ from pydantic import (
 
 from nvpstore.api.jobs.job import Job, JobKind, JobState
 from nvpstore.api.jobs.requests import SteadyVariant
+from nvpstore.errors import UsageError
 from nvpstore.types import RouteName, RouteScope, TaskKind, VideoState, WeightsPlace
+from nvpstore.upkeep.meta import in_utc
 
 MOST_TAGS = 64
 MOST_TASKS = 64
@@ -25,12 +28,22 @@ _SHOWN = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
 _TASK = r"^[a-z][a-z0-9_]{0,62}$"
 _TASK_REF = r"^[a-z][a-z0-9_]{0,62}(@[0-9a-f]{1,64})?$"
 
+
+def _recorded(value: datetime) -> datetime:
+    try:
+        in_utc(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=_SHOWN)]
 TagKey = Annotated[str, StringConstraints(max_length=255, pattern=_SHOWN)]
 TagValue = Annotated[str, StringConstraints(max_length=1024, pattern=_SHOWN)]
 TaskName = Annotated[str, StringConstraints(pattern=_TASK)]
 TaskRef = Annotated[str, StringConstraints(pattern=_TASK_REF)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=_SHOWN)]
+Instant = Annotated[AwareDatetime, AfterValidator(_recorded)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Colour = tuple[float, float, float]
 KeepSource = Literal["reference", "copy", "none"]
@@ -64,7 +77,7 @@ class VideoFields(Asked):
         description="in a form: a JSON object",
         examples=[{"camera": "gate"}],
     )
-    recorded_at: AwareDatetime | None = Field(
+    recorded_at: Instant | None = Field(
         default=None,
         description="when the first frame was recorded: ISO 8601 with its zone",
         examples=["2026-03-01T08:00:00+01:00"],
@@ -126,7 +139,7 @@ class VideoChanges(Asked):
         description="tags to set; null removes one",
         examples=[{"camera": "gate", "draft": None}],
     )
-    recorded_at: AwareDatetime = Field(
+    recorded_at: Instant = Field(
         default=datetime.min, description="when the first frame was recorded", json_schema_extra=_unnamed
     )
     hold: bool = Field(

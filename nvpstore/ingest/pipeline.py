@@ -19,7 +19,7 @@ import numpy as np
 
 from nvpstore.codec.build import Preset, find_preset, stage_gflops
 from nvpstore.codec.fit import CHECKPOINT_SECONDS, FitProgress
-from nvpstore.errors import CommitDropped, SourceError
+from nvpstore.errors import AttemptTooOld, CommitDropped, SourceError
 from nvpstore.ingest.finished import keep_finished, kept_finished
 from nvpstore.ingest.layout import laid_out, with_bytes
 from nvpstore.ingest.segment import FinishedSegment, finish_segment, psnr
@@ -107,7 +107,8 @@ class Ingest:
         """Fit, put all objects, and commit them in one log entry. `base` tells the state to commit on.
 
         Raises SourceError where the file is not `video_id`, CommitDropped where the video was fitted by
-        others, or erased, meanwhile.
+        others, or erased, meanwhile; AttemptTooOld where the upload took so long that gc may have come
+        between, after which a rerun has only to upload again.
         """
         source = self._scan()
         if source.video_id != video_id:
@@ -118,6 +119,8 @@ class Ingest:
         prepared = self._prepare(source, work)
         try:
             video = self._commit(prepared, base)
+        except AttemptTooOld:
+            raise  # the upload alone: a rerun finds the finished segments
         except CommitDropped:
             # Stored by others, or erased: then nothing of it may stay here.
             shutil.rmtree(work, ignore_errors=True)

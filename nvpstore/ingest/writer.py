@@ -20,7 +20,7 @@ from nvpstore.ingest.adding import AddRequest, AnsweredBySource, KeepAdded, prep
 from nvpstore.ingest.named import registered_tasks
 from nvpstore.ingest.pipeline import Ingest, IngestProgress, IngestRequest, KeepSource, OnProgress
 from nvpstore.storage.commit import Base, commit_video
-from nvpstore.storage.originals import original_file
+from nvpstore.storage.originals import held_original
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.video.source import digest_file, probe
@@ -139,17 +139,19 @@ class Writer:
         if video.state != "added" and not refit:
             return video.video_id, False
         kept = video.source_uri is not None and "://" not in video.source_uri
-        request = IngestRequest(
-            path=original_file(self.catalog.log.store, video, cache=cache, as_of=snapshot.number),
-            name=video.name,
-            preset=preset,
-            device=usable,
-            keep_source=keep_source or ("copy" if kept else "reference"),
-            source_uri=None if kept else video.source_uri,
-            refit=refit,
-            tone_map=True,  # asked when it was stored first
-        )
-        return video.video_id, self._fit(request, registered_tasks(self.catalog, tasks), video.video_id)
+        store = self.catalog.log.store
+        with held_original(store, video, cache=cache, as_of=snapshot.number) as path:
+            request = IngestRequest(
+                path=path,
+                name=video.name,
+                preset=preset,
+                device=usable,
+                keep_source=keep_source or ("copy" if kept else "reference"),
+                source_uri=None if kept else video.source_uri,
+                refit=refit,
+                tone_map=True,  # asked when it was stored first
+            )
+            return video.video_id, self._fit(request, registered_tasks(self.catalog, tasks), video.video_id)
 
     # ------------------------------------------------------------ parts
 

@@ -96,11 +96,16 @@ def register_task(log: Log, task: TaskRecord, *, weights: Path | None = None) ->
 def commit_stabilizer(log: Log, *, name: str, version: str, data: bytes, later_than: str) -> StoredObject:
     """Put a stabilizer (a safetensors file) in the place of the one of that name and version, if any.
 
-    Of two that are stored at once the later entry's answers.
+    Of two that are stored at once the later entry's answers. Raises CommitDropped, with its own object
+    deleted again.
     """
     attempt = keys.new_attempt(later_than=later_than)
     stored = log.store.put(keys.stabilizer_key(name, version, attempt), data)
-    log.append(LogDraft(kind="stabilizer", attempt=attempt, subject=name, objects=(stored,)))
+    try:
+        log.append(LogDraft(kind="stabilizer", attempt=attempt, subject=name, objects=(stored,)))
+    except CommitDropped:
+        _discard(log, [stored], attempt)
+        raise
     return stored
 
 

@@ -22,6 +22,8 @@ EntryKind = Literal[
     "init", "video", "routes", "task", "stabilizer", "view", "meta", "results", "erase", "gc"
 ]  # fmt: skip
 
+COLLECTED = "it was begun so long ago that its objects were collected as garbage"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogDraft:
@@ -133,7 +135,9 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
     if draft.kind == "gc":
         return "something was committed meanwhile"  # it may hold what was about to be deleted
     if entry.kind == "gc" and draft.attempt < entry.fence:
-        return "it was begun so long ago that its objects were collected as garbage"
+        return COLLECTED
+    if entry.kind == "gc" and {obj.key for obj in draft.objects} & set(entry.removed):
+        return "gc is deleting an object that it names"
     if draft.kind == "view":
         # It was checked against the names and views of before.
         return "views or tasks were changed meanwhile" if entry.kind in ("view", "task") else None

@@ -22,7 +22,7 @@ from nvpstore.storage.log import Log, LogDraft
 from nvpstore.types import StoredObject
 
 # Where attempts live. Tasks and shared decoders are named by their content and stay.
-_PREFIXES = ("videos/", "sources/", "adapters/", "results/", "views/")
+_PREFIXES = ("videos/", "sources/", "adapters/", "results/", "views/", keys.STABILIZERS_PREFIX)
 _TRIES = 50  # commits by others while one gc looks around
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from nvpstore.errors import (
     ArchiveError,
+    AttemptTooOld,
     CommitDropped,
     IntegrityError,
     ObjectExists,
@@ -20,7 +21,15 @@ from nvpstore.errors import (
     StoreError,
     UsageError,
 )
-from nvpstore.storage.entries import LogDraft, LogEntry, conflict, decode_entry, encode_entry, new_entry
+from nvpstore.storage.entries import (
+    COLLECTED,
+    LogDraft,
+    LogEntry,
+    conflict,
+    decode_entry,
+    encode_entry,
+    new_entry,
+)
 from nvpstore.storage.keys import LOG_PREFIX, attempt_time, check_attempt, log_key, new_attempt, parse_key
 from nvpstore.storage.objects import ObjectStore
 
@@ -122,16 +131,22 @@ class Log:
     def _check_age(self, draft: LogDraft) -> None:
         age = (datetime.now(UTC) - attempt_time(draft.attempt)).total_seconds()
         if age > self.grace_seconds / 2:
-            raise self._dropped(
+            raise self._too_old(
                 draft,
                 f"it was begun {age:.0f} s ago; at most half of the archive's grace of "
                 f"{self.grace_seconds} s is allowed: run it again",
             )
 
     def _dropped(self, draft: LogDraft, reason: str) -> CommitDropped:
-        return CommitDropped(
-            f"{draft.kind} of {draft.subject} in {self._store.root}: nothing was committed: {reason}"
-        )
+        if reason.startswith(COLLECTED):
+            return self._too_old(draft, reason)
+        return CommitDropped(self._said(draft, reason))
+
+    def _too_old(self, draft: LogDraft, reason: str) -> AttemptTooOld:
+        return AttemptTooOld(self._said(draft, reason))
+
+    def _said(self, draft: LogDraft, reason: str) -> str:
+        return f"{draft.kind} of {draft.subject} in {self._store.root}: nothing was committed: {reason}"
 
     def check_complete(self) -> None:
         """Raises IntegrityError if an entry is missing below another, which readers would stop at."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -73,6 +75,17 @@ def original_file(store: ObjectStore, video: OriginalOf, *, cache: RangeCache | 
         return cache.adopt(temporary, video.video_id, video.sha256, as_of=as_of)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held_original(store: ObjectStore, video: OriginalOf, *, cache: RangeCache, as_of: int) -> Iterator[Path]:
+    """As `original_file`, for as long as it takes: the file stays in `cache` until the end."""
+    path = original_file(store, video, cache=cache, as_of=as_of)
+    if not path.is_relative_to(cache.folder):
+        yield path
+        return
+    with cache.in_use(path):
+        yield path
 
 
 def write_original(store: ObjectStore, video: OriginalOf, out: Path) -> None:

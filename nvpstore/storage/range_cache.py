@@ -117,6 +117,20 @@ class RangeCache:
             raise StoreError(f"cannot write {target}: {cause.strerror}") from cause
         return target
 
+    @contextlib.contextmanager
+    def in_use(self, path: Path) -> Iterator[None]:
+        """While a file that `find` or `adopt` gave is read by its name: no process evicts it. Raises
+        StoreError where it is gone already."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as cause:
+            raise StoreError(f"cannot read {path}: {cause.strerror}") from cause
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
     def path_of(self, owner: str, sha256: str) -> Path:
         return self.folder / owner / sha256
 
@@ -224,7 +238,7 @@ class RangeCache:
             if left <= allowed_bytes:
                 break
             with contextlib.suppress(OSError):
-                file.path.unlink()
+                _unlink_unused(file.path)
                 left -= file.size_bytes
             with contextlib.suppress(OSError):
                 file.path.parent.rmdir()  # only where it was the last
@@ -276,6 +290,16 @@ def _write_into(folder: int, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=folder)
         raise
+
+
+def _unlink_unused(path: Path) -> None:
+    """Raises BlockingIOError for a file that is in use."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _touch(path: Path) -> None:

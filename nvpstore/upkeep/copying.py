@@ -264,7 +264,11 @@ class _Lacking:
 
 
 def _lacking(here: Snapshot, there: Snapshot, video_id: str) -> _Lacking:
-    """By digests and figures: keys and attempts differ from archive to archive."""
+    """By digests and figures: keys and attempts differ from archive to archive. A video that is fitted lacks
+    nothing of one that is only added.
+    """
+    if here.state(video_id) == "added" and there.state(video_id) not in (None, "added"):
+        return _Lacking(files=False, routes=frozenset())
     own, others = _digests(here, video_id), _digests(there, video_id)
     versions = {keys.parse_key(obj.key).version for obj in here.objects(video_id)} - {""}
     return _Lacking(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.errors import CommitDropped, UsageError
@@ -14,6 +14,7 @@ from nvpstore.storage.documents import encode_meta
 from nvpstore.storage.log import LogDraft
 from nvpstore.types import VideoMeta
 
+EARLIEST_YEAR, LATEST_YEAR = 2, 9998  # of a recording, so that its end and other zones have a date
 _TRIES = 20  # others' changes of one video between our reading and our writing
 
 
@@ -29,10 +30,10 @@ def change_meta(
 ) -> VideoMeta:
     """Change what is given, keep the rest, and return all of it. Nothing is written where nothing changes.
 
-    Raises UsageError for an unknown video, a tag to remove that is not there, or a time without zone.
+    Raises UsageError for an unknown video, a tag to remove that is not there, or a time without zone or of
+    no year that `in_utc` allows.
     """
-    if recorded_at is not None and recorded_at.tzinfo is None:
-        raise UsageError(f"recorded_at {recorded_at.isoformat()}: a time zone is needed, as in …+00:00")
+    recorded_at = recorded_at and in_utc(recorded_at)
     for _ in range(_TRIES):
         snapshot = catalog.snapshot()
         before = snapshot.meta(snapshot.find_video(ref))
@@ -53,6 +54,19 @@ def change_meta(
             _commit(catalog, snapshot, after)
             return after
     raise CommitDropped(f"video {ref}: others changed it {_TRIES} times meanwhile; try again later")
+
+
+def in_utc(recorded_at: datetime) -> datetime:
+    """When a video was recorded. Raises UsageError without a time zone, and at the calendar's ends, where
+    other zones and the video's own end have no date.
+    """
+    if recorded_at.tzinfo is None:
+        raise UsageError(f"recorded_at {recorded_at.isoformat()}: a time zone is needed, as in …+00:00")
+    if not EARLIEST_YEAR <= recorded_at.year <= LATEST_YEAR:
+        raise UsageError(
+            f"recorded_at {recorded_at.isoformat()}: a year from {EARLIEST_YEAR} to {LATEST_YEAR} is needed"
+        )
+    return recorded_at.astimezone(UTC)
 
 
 def _commit(catalog: Catalog, snapshot: Snapshot, meta: VideoMeta) -> None:

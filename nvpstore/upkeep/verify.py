@@ -25,7 +25,10 @@ from nvpstore.upkeep.whole_log import WholeLog, catch_up, read_whole_log
 
 READERS = 8  # each holds one piece of an object
 _OWNERS_AT_ONCE = 64  # whose manifests are in memory
-_FOLDERS = ("videos/", "sources/", "adapters/", "results/", "tasks/", "views/", "decoders/")
+_FOLDERS = (
+    *("videos/", "sources/", "adapters/", "results/", "tasks/", "views/", "decoders/"),
+    keys.STABILIZERS_PREFIX,
+)
 
 T = TypeVar("T")
 

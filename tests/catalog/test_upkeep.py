@@ -13,12 +13,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from nvpstore.catalog import Catalog
 from nvpstore.errors import ArchiveError, ObjectMissing, StoreError
 from nvpstore.storage import keys
 from nvpstore.storage.checkpoints import TABLES, list_checkpoints, put_checkpoint
+from nvpstore.storage.commit import commit_stabilizer
 from nvpstore.storage.entries import LogDraft, LogEntry
+from nvpstore.storage.gc import collect
 from nvpstore.storage.objects import ObjectStore, open_store
 from nvpstore.types import StoredObject
 from tests.catalog.conftest import SmallArchive
@@ -146,6 +149,36 @@ def test_after_an_erasure_no_file_of_the_cache_has_the_name(
     assert len(all_rows(pinned)["videos"]) == 3
     assert len(all_rows(base)["videos"]) == 2
     assert not catalog.snapshot().has_video(video.video_id)
+
+
+def test_a_fit_of_a_video_that_is_stored_again_outlives_a_rebuild(
+    archive: Any, catalog: Catalog, cache_dir: Path
+) -> None:
+    video = archive.add_video("one")
+    erase(archive, video.video_id)
+    catalog.snapshot()
+    fit, *_ = traces(catalog, video.video_id)
+    with FileLock(fit.with_suffix(".lock")):  # as whoever fits holds it
+        Catalog(archive.store, cache_dir).rebuild()
+        assert fit.exists()
+    Catalog(archive.store, cache_dir).rebuild()
+    assert not fit.exists()
+
+
+def test_garbage_is_what_the_index_does_not_name(archive: Any, catalog: Catalog) -> None:
+    old, new = (
+        commit_stabilizer(
+            archive.log,
+            name="labels",
+            version="c" * 64,
+            data=b"w",
+            later_than=catalog.snapshot().latest_attempt,
+        ).key
+        for _ in range(2)
+    )
+    later = datetime.now(UTC) + timedelta(days=3)
+    assert collect(archive.log, catalog.snapshot, now=later).keys == [old]
+    assert list(archive.store.list(keys.STABILIZERS_PREFIX)) == [new]
 
 
 def test_forgetting_what_the_log_does_not_say_is_refused(archive: Any, catalog: Catalog) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from nvpstore.api.cli import main
 from nvpstore.archive import Archive
-from nvpstore.errors import CommitDropped, SourceError, UsageError
+from nvpstore.errors import AttemptTooOld, CommitDropped, SourceError, UsageError
 from nvpstore.ingest.pipeline import IngestProgress
+from nvpstore.storage.log import Log
 from nvpstore.video.source import read_frames
 from tests.conftest import CLIP_FRAMES, open_micro
 from tests.ingest.test_pipeline import KINDS, clip, shown
@@ -295,6 +296,17 @@ class TestRaces:
         assert video.already_stored
         manifests = [key for key in local.store.list("videos/") if key.endswith("manifest.parquet")]
         assert len(manifests) == 2  # the added one waits to be collected; nothing of the second fit is left
+
+    def test_an_upload_that_took_too_long_costs_no_finished_segment(
+        self, local: Archive, real_clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Log, "grace_seconds", property(lambda self: 0))
+            with pytest.raises(AttemptTooOld, match="run it again"):
+                local.ingest(real_clip, preset="micro", tasks=())
+        phases: list[str] = []
+        local.ingest(real_clip, preset="micro", tasks=(), progress=lambda p: phases.append(p.phase))
+        assert "fit" not in phases
 
     def test_erased_by_others_it_does_not_come_back(
         self, local: Archive, real_clip: Path, tmp_path: Path

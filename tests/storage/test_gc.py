@@ -11,6 +11,7 @@ import pytest
 from benchmarks.soak.fold import Folded, fold
 from nvpstore.errors import CommitDropped, UsageError
 from nvpstore.storage import keys
+from nvpstore.storage.commit import commit_stabilizer
 from nvpstore.storage.erase import erase, leftovers, sweep
 from nvpstore.storage.gc import collect
 from nvpstore.storage.log import Log, LogDraft, LogEntry, create_archive
@@ -52,6 +53,12 @@ def store_video(log: Log, video_id: str = VIDEO) -> LogEntry:
     return log.append(draft)
 
 
+def save_stabilizer(log: Log) -> str:
+    return commit_stabilizer(
+        log, name="labels", version="c" * 64, data=b"weights", later_than=state(log).latest_attempt
+    ).key
+
+
 def save_view(log: Log, name: str, *, drop: bool = False) -> set[str]:
     attempt = keys.new_attempt(later_than=state(log).latest_attempt)
     objects = () if drop else (log.store.put(keys.view_key(name, attempt), attempt.encode()),)
@@ -88,6 +95,15 @@ def test_orphans_and_replaced_objects_go_after_the_grace(log: Log) -> None:
     assert stored(log) == meta | {obj.key for obj in second.objects}
     assert state(log).replaced == {}
     assert gc(log, now=LATER) == set()
+
+
+def test_replaced_and_orphaned_stabilizers_go_and_those_in_force_stay(log: Log) -> None:
+    first, second = save_stabilizer(log), save_stabilizer(log)
+    attempt = keys.first_attempt_at(datetime.now(UTC) - 2 * DAY)
+    orphan = log.store.put(keys.stabilizer_key("labels", "d" * 64, attempt), b"weights").key
+    assert gc(log) == {orphan}
+    assert gc(log, now=LATER) == {first}
+    assert stored(log) == {second}
 
 
 def test_replaced_and_dropped_views_go_and_views_in_force_stay(log: Log) -> None:

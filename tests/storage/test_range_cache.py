@@ -244,6 +244,24 @@ class TestWholeFiles:
         second = self.adopted(cache, bytes(3_000))
         assert (first.exists(), second.exists()) == (False, True)
 
+    def test_one_in_use_is_not_evicted(self, tmp_path: Path) -> None:
+        cache = RangeCache(tmp_path / "originals", budget_bytes=0)
+
+        def adopted(name: str) -> Path:
+            temporary = cache.temporary(VIDEO)
+            temporary.write_bytes(b"film")
+            return cache.adopt(temporary, VIDEO, name * 64, as_of=3)
+
+        first = adopted("1")
+        with cache.in_use(first):
+            second = adopted("2")
+            third = adopted("3")
+            assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+        adopted("4")
+        assert not first.exists()
+        with pytest.raises(StoreError, match="cannot read"), cache.in_use(first):
+            pass
+
     def test_one_of_an_erased_video_is_refused(self, cache: RangeCache) -> None:
         path = self.adopted(cache, b"film", as_of=3)
         cache.forget(VIDEO, erased_at=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,17 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.config import load_settings
 from nvpstore.errors import QueryError, UsageError
+from nvpstore.ingest.originals import source_route
 from nvpstore.storage import keys
+from nvpstore.storage.commit import PreparedVideo, commit_video
 from nvpstore.storage.documents import encode_meta
 from nvpstore.storage.log import create_archive, open_log
 from nvpstore.storage.objects import open_store
 from nvpstore.storage.tables import encode_manifest
-from nvpstore.types import VideoMeta, VideoRecord
+from nvpstore.types import TaskRoutes, VideoMeta, VideoRecord
 from nvpstore.upkeep.copying import CopyReport, copy_videos, videos_where
 from nvpstore.upkeep.erasure import erase_video
 from nvpstore.upkeep.meta import change_meta
@@ -97,6 +101,47 @@ def add_with_original(small: SmallArchive) -> VideoRecord:
     said = small.store.put(keys.meta_key(video.video_id, keys.new_attempt()), encode_meta(meta))
     small.commit("video", video.video_id, [*objects[:-1], small.store.put(key, b"roof"), manifest, said])
     return kept
+
+
+def add_only(root: Path, fitted: VideoRecord, *, kept: bool) -> Catalog:
+    """An archive in which the video, whose bytes are the text "gate", was added and not fitted."""
+    small = SmallArchive(open_store(str(root)))
+    task = small.add_task()
+    attempt = keys.new_attempt()
+    source = root.parent / "gate"
+    source.write_bytes(b"gate")
+    key = keys.source_key(fitted.video_id, attempt)
+    none = {"stages": (), "gflops": (), "latents": None, "codec": "", "architecture": "", "psnr": math.nan}
+    segments = (replace(s, **none, frame_psnr=np.empty(0, np.float32)) for s in fitted.segments)
+    video = replace(
+        fitted,
+        attempt=attempt,
+        state="added",
+        preset="",
+        psnr=math.nan,
+        psnr_p5=math.nan,
+        fit_seconds=math.nan,
+        audio=None,
+        footers={},
+        segments=tuple(segments),
+        source_uri=key if kept else source.as_uri(),
+    )
+    routes = TaskRoutes(
+        video_id=video.video_id,
+        task=task.name,
+        version=task.version,
+        attempt=attempt,
+        routes=tuple(source_route(s.segment, gflops=1.0, bytes=4) for s in video.segments),
+    )
+    catalog = Catalog(open_store(str(root)), root.parent / "cache")
+    prepared = PreparedVideo(
+        video=video,
+        routes=(routes,),
+        files={key: source} if kept else {},
+        meta=VideoMeta(video_id=video.video_id, name="gate.mp4"),
+    )
+    commit_video(catalog.log, prepared, catalog.snapshot().base(video.video_id), replaces=False)
+    return catalog
 
 
 def content(snapshot: Snapshot, video_id: str) -> dict[str, Any]:
@@ -182,6 +227,23 @@ class TestAgain:
         assert (report.videos, report.replaced) == (1, 1)
         assert equal(two, two.yard)
         assert is_whole(two)
+
+    @pytest.mark.parametrize("kept", [False, True], ids=["by reference", "with its original"])
+    def test_a_fit_stays_where_the_other_archive_only_added_the_video(
+        self, two: Two, tmp_path: Path, kept: bool
+    ) -> None:
+        two.copy()
+        before = content(two.target.snapshot(), two.gate.video_id)
+        added = add_only(tmp_path / "c", two.gate, kept=kept)
+        report = copy_videos(added, two.target, [two.gate.video_id])
+        assert (report.videos, report.skipped, report.failures) == (0, 1, ())
+        assert content(two.target.snapshot(), two.gate.video_id) == before
+
+    def test_a_fit_takes_the_place_of_what_was_only_added(self, two: Two, tmp_path: Path) -> None:
+        added = add_only(tmp_path / "c", two.gate, kept=True)
+        report = copy_videos(two.source, added, [two.gate.video_id])
+        assert (report.videos, report.replaced) == (1, 1)
+        assert added.snapshot().video(two.gate.video_id).state == "ready"
 
     def test_a_copy_back_is_no_work(self, two: Two) -> None:
         two.copy()

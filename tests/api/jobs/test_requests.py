@@ -74,6 +74,8 @@ def test_what_is_left_out_is_as_in_the_archive() -> None:
         ({"file": "a", "original_name": "x", "refit": 1}, "true or false"),
         ({"file": "a", "original_name": "x", "recorded_at": "yesterday"}, "ISO 8601"),
         ({"file": "a", "original_name": "x", "recorded_at": "2026-05-01T12:30:00"}, "with its zone"),
+        ({"file": "a", "original_name": "x", "recorded_at": "0001-01-01T00:00:00+14:00"}, "a year from 2"),
+        ({"file": "a", "original_name": "x", "recorded_at": "9999-12-31T23:59:59-12:00"}, "to 9998"),
         ({"file": "a", "original_name": "x", "device": "cuda"}, "no device"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,22 @@ class TestSweeping:
         self.aged(path, clock, 0)
         queue.cancel(queue.submit("add", of(path), owner="me")[0].id)
         assert spool.sweep(settings.spool_dir, queue, clock=clock) == [path.parent]
+
+    def test_a_room_stays_for_as_long_as_it_is_used_and_goes_when_its_process_is_gone(
+        self, settings: ServiceSettings, queue: JobQueue, clock: Clock, tmp_path: Path
+    ) -> None:
+        with spool.room(settings.spool_dir) as folder:
+            clip = folder / "clip.mp4"
+            clip.write_bytes(b"x")
+            self.aged(clip, clock, 30 * DAY)
+            self.aged(folder / spool.HELD, clock, 30 * DAY)
+            assert spool.sweep(settings.spool_dir, queue, clock=clock) == []
+            shutil.copytree(folder, left := settings.spool_dir / "of-a-killed-worker")
+            self.aged(left / spool.HELD, clock, 0)
+            assert spool.sweep(settings.spool_dir, queue, clock=clock) == []  # it may be in the making
+            for path in left.iterdir():
+                self.aged(path, clock, 61)
+            assert spool.sweep(settings.spool_dir, queue, clock=clock) == [left]
 
     def test_without_uploads_there_is_nothing_to_do(self, settings: ServiceSettings, queue: JobQueue) -> None:
         assert spool.sweep(settings.spool_dir, queue) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nvpstore.api.jobs import web
+from nvpstore.api.jobs import spool, web
 from nvpstore.api.jobs.sources import at_hand
 from nvpstore.errors import SourceError, StoreError, UsageError
 
@@ -181,6 +182,17 @@ class TestFetch:
 
     def test_more_bytes_than_allowed_are_not_kept(self, fetch: Callable[[str], bytes]) -> None:
         with pytest.raises(SourceError, match="more than the 1000000 bytes"):
+            fetch("endless")
+
+    def test_a_disk_that_becomes_full_ends_it(
+        self, fetch: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(web, "_PIECE_BYTES", 1 << 16)
+        monkeypatch.setattr(
+            spool.shutil, "disk_usage", lambda _: usage._replace(free=spool.SPARE_BYTES + 1000)
+        )
+        with pytest.raises(StoreError, match="the disk is full"):
             fetch("endless")
 
     def test_one_that_breaks_off_is_not_taken_for_whole(self, fetch: Callable[[str], bytes]) -> None:

@@ -139,6 +139,7 @@ class TestChange:
             {"name": "a\nb"},
             {"recorded_at": None},
             {"recorded_at": "2026-03-01T08:00:00"},
+            {"recorded_at": "9999-12-31T23:59:59Z"},
             {"hold": None},
             {"tags": None},
             {"tags": {"a": 1}},
