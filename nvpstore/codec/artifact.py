@@ -118,7 +118,10 @@ def coded_frames(rgb_tchw: Tensor, arch: Architecture) -> Tensor:
     if x.shape[2:] != (arch.content_height, arch.content_width):
         size = (arch.content_height, arch.content_width)
         x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    bottom, right = arch.coded_height - x.shape[2], arch.coded_width - x.shape[3]
-    if bottom or right:
-        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-    return x
+    return padded(x, arch)
+
+
+def padded(content: Tensor, arch: Architecture) -> Tensor:
+    """Pictures [t, 3, h, w] at the coded size, their edges repeated."""
+    bottom, right = arch.coded_height - content.shape[2], arch.coded_width - content.shape[3]
+    return F.pad(content, (0, right, 0, bottom), mode="replicate") if bottom or right else content

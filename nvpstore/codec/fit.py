@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvpstore.codec.artifact import padded
 from nvpstore.codec.balance import BALANCE_EVERY, LOSS_SCALE, Balance, Weighed, moved_views
 from nvpstore.codec.build import Architecture, Preset
 from nvpstore.codec.checkpoint import read_state, write_state
@@ -32,7 +33,7 @@ RATE_WEIGHT = 2.0  # of a rate that is twice its budget, beside the reconstructi
 STEP_RATE = 10.0  # times the learning rate: logarithms of steps have further to go than weights
 CHECKPOINT_SECONDS = 15.0  # of work that a kill may cost
 RETRIES = (1.0, 0.3, 0.1)  # of the learning rate: at first, and each time that a fit diverged
-LAYOUT = 3  # of a checkpoint; a fit begins anew where another release wrote it
+LAYOUT = 4  # of a checkpoint; a fit begins anew where another release wrote it
 assert BALANCE_EVERY % CLIP_EVERY == 0, "a clip's gradient is measured when all others are"
 
 
@@ -109,6 +110,7 @@ class SegmentFit:
         self.attempt = attempt
         torch.manual_seed(self.seed)
         self.decoder = on_device(Decoder(self.arch), self.device)
+        self.decoder.begin_at(self._content(self.frames).float().mean((0, 2, 3)))
         self.encoder = self._build_encoder()
         self.terms: tuple[JointTerm, ...] = ()
         self._joined = False
@@ -276,9 +278,8 @@ class SegmentFit:
         wanted = {RGB_STAGE, *(s for term in self.terms for s in term.stages)}
         with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
             taps = self.decoder.taps(self._latents(frames), sorted(wanted))
-        height, width = self.arch.content_height, self.arch.content_width
-        shown = taps[RGB_STAGE][:, :, :height, :width].float()
-        reconstruction = F.mse_loss(shown, self.frames[frames][:, :, :height, :width].float())
+        shown = self._content(taps[RGB_STAGE]).float()
+        reconstruction = F.mse_loss(shown, self._content(self.frames[frames]).float())
         terms = {**dict(self._task_losses(taps, frames)), **dict(self._clip_losses())}
         shared = taps[self._shallowest()] if terms else shown
         loss = self.balance.weigh(reconstruction, shared, terms, step=self.step)
@@ -290,6 +291,10 @@ class SegmentFit:
         self.optimiser.step()
         self.step += 1
         return reconstruction.detach() * len(frames)
+
+    def _content(self, frames: Tensor) -> Tensor:
+        """Coded pictures [b, 3, h, w] without their padding."""
+        return frames[:, :, : self.arch.content_height, : self.arch.content_width]
 
     @property
     def _with_task(self) -> bool:
@@ -338,10 +343,9 @@ class SegmentFit:
         Every second frame alone is learned by heart; what lies between frames looks like such views.
         """
         assert self.encoder is not None, "only an encoder can see a view"
-        views = moved_views(self.frames[frames].float(), self.chance)
-        return term.view_losses(
-            self.decoder.taps(self.encoder(views), term.stages), views, with_task=with_task
-        )
+        views = moved_views(self._content(self.frames[frames]).float(), self.chance)
+        taps = self.decoder.taps(self.encoder(padded(views, self.arch)), term.stages)
+        return term.view_losses(taps, views, with_task=with_task)
 
     def _set_learning_rate(self) -> None:
         steps = self.epochs * math.ceil(len(self.runs) / self.preset.batch_frames)
@@ -360,6 +364,8 @@ class SegmentFit:
             and self.epoch < (1 + self.preset.round_from) / 2 * self.epochs
         ):
             return False
+        if self.terms_factory is not None and not self._joined:
+            return False  # whether there are terms is not known before
         return not self.terms or self.epoch >= (1 + self.preset.task_from) / 2 * self.epochs
 
     def _progress(self) -> FitProgress:
@@ -383,6 +389,7 @@ class SegmentFit:
             "encoder": None if self.encoder is None else self.encoder.state_dict(),
             "terms": [term.state_dict() for term in self.terms],
             "choices": [term.choice for term in self.terms],
+            "joined": self._joined,
             "rounded": self.rounded is not None,
             "latent_steps": self.latent_steps,
             "optimiser": self.optimiser.state_dict(),
@@ -401,7 +408,7 @@ class SegmentFit:
         self.step, self.epoch, self.seconds, self.psnr = step, epoch, seconds, psnr
         self._batch, self._error, chance_state = state["batch"]
         self._chance_state = chance_state.cpu() if self._batch else None
-        if state["choices"]:
+        if state["joined"]:
             self._join_terms(state["choices"])
         if state["rounded"]:
             self._round_weights()

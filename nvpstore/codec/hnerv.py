@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from nvpstore.codec.build import NERV_HIDDEN, POSITIONAL_BASE, POSITIONAL_LEVELS, Architecture
 from nvpstore.types import RGB_STAGE
 
+NEARLY_DARK = 0.1  # mean of a channel that a head does not begin with at grey, and as far from white
+DARKEST = 0.5 / 255  # that it then begins with
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -142,6 +145,19 @@ class Decoder(nn.Module):
             for i, (k, s) in enumerate(zip(arch.kernels, arch.strides, strict=True))
         ]
         self.stages = nn.ModuleList([stem, *blocks, Head(w[-1])][: len(self.names)])
+
+    @torch.no_grad()
+    def begin_at(self, mean: Tensor) -> None:
+        """Let the head begin with the mean [3], in 0 … 1, of channels that are nearly dark or nearly full.
+
+        From mid-grey, Adam overshoots on its way there: tanh ends at exactly ±1, where no gradient is left, and
+        the fit stays black or white. All else is learned faster from grey.
+        """
+        head = self.stages[-1]
+        assert isinstance(head, Head), "a whole decoder"
+        begun = torch.atanh(2 * mean.clamp(DARKEST, 1 - DARKEST) - 1)
+        far = (mean < NEARLY_DARK) | (mean > 1 - NEARLY_DARK)
+        head.conv.bias.copy_(torch.where(far, begun, head.conv.bias))
 
     def taps(self, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
         """Decode latents [b, …] as deep as the deepest of `stages`; outputs of exactly these stages."""

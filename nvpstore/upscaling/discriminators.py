@@ -61,7 +61,7 @@ class FeatureSpace(nn.Module):
         self.net = net.requires_grad_(False).eval()
         side = net.geometry.patch * net.geometry.deepest
         with torch.no_grad():
-            probe = self(torch.zeros(1, 3, side, side))
+            probe = self(torch.zeros(1, 3, side, side, device=next(net.parameters()).device))
         self.widths: tuple[int, ...] = tuple(x.shape[1] for x in probe)
 
     def train(self, mode: bool = True) -> FeatureSpace:

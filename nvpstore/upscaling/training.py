@@ -98,6 +98,11 @@ class Training:
         return self._finish()
 
     @property
+    def _seed(self) -> int:
+        """Of the phase."""
+        return self.settings.seed * 8 + self.at
+
+    @property
     def phase(self) -> PhaseName:
         return PHASES[self.at]
 
@@ -105,7 +110,7 @@ class Training:
 
     def _one_step(self) -> None:
         # The batch depends on seed and place alone, so that a resumed training repeats an undisturbed one.
-        self.chance.manual_seed((self.settings.seed * 8 + self.at) * 10_000_019 + self.step)
+        self.chance.manual_seed(self._seed * 10_000_019 + self.step)
         self._set_learning_rate()
         try:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
@@ -225,6 +230,7 @@ class Training:
         """What the phase needs besides the net that comes from the one before."""
         if self.at >= len(PHASES):
             return
+        self.chance.manual_seed(self._seed)
         if self.phase == "distil" and self.settings.steps[1]:
             self.teacher = Upscaler(self.net.geometry, timed=True).to(self.device)
             self.teacher.load_state_dict(self.net.state_dict())
@@ -261,13 +267,15 @@ class Training:
         s = self.settings
         frozen = shaped_like(Upscaler(self.net.geometry), self.net.state_dict())
         frozen.load_state_dict(self.net.state_dict())
-        return Adversaries(
-            frozen.to(self.device),
-            weights=(s.feature_weight, s.pixel_weight),
-            perceptual_weight=s.perceptual_weight,
-            learning_rate=s.discriminator_rate,
-            device=self.device,
-        )
+        with torch.random.fork_rng():  # what was built before, as by a resumed training, must not count
+            torch.manual_seed(self._seed)
+            return Adversaries(
+                frozen.to(self.device),
+                weights=(s.feature_weight, s.pixel_weight),
+                perceptual_weight=s.perceptual_weight,
+                learning_rate=s.discriminator_rate,
+                device=self.device,
+            )
 
     # ------------------------------------------------------------ on disk
 

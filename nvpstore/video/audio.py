@@ -46,6 +46,8 @@ class AudioCopy:
         self._copies: dict[int, Stream] = {}
         self._encoders: dict[int, AudioStream] = {}
         for stream in source.streams.audio:
+            if stream.codec_context is None:
+                continue  # of a kind that nothing here can read: kept in the original alone
             if _holds(target, stream):
                 self._copies[stream.index] = target.add_stream_from_template(stream)
             else:

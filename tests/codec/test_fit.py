@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nvpstore.codec.artifact import coded_frames
 from nvpstore.codec.build import PRESETS, build_architecture
 from nvpstore.codec.checkpoint import write_state
 from nvpstore.codec.fit import FitProgress, SegmentFit
@@ -84,6 +85,59 @@ def test_a_fit_learns_its_frames(preset: str) -> None:
     constant = -10 * torch.log10((clip.float() - clip.float().mean((0, 2, 3), keepdim=True)).square().mean())
     assert fitted.psnr > float(constant) + 3
     assert fitted.latents.shape[0] == 12
+
+
+def test_a_dark_clip_with_something_bright_does_not_stay_black() -> None:
+    frames = torch.zeros(8, 3, 32, 48)
+    for t in range(8):
+        frames[t, :, 12:16, 4 * t : 4 * t + 6] = 1.0
+    preset = replace(MICRO, epochs=60, target_psnr=None)
+    fitted = SegmentFit(frames.half(), build_architecture(32, 48, 8, preset), preset).run()
+    black = -10 * torch.log10(frames.square().mean()).item()
+    assert fitted.psnr > black + 3
+
+
+def test_the_head_begins_with_the_mean_of_what_is_dark_or_full() -> None:
+    preset = replace(MICRO, epochs=0)
+    frames = torch.tensor([0.0, 0.3, 1.0])[None, :, None, None].expand(4, 3, 32, 48)
+    fit = SegmentFit(frames, build_architecture(32, 48, 4, preset), preset)
+    head = fit.decoder.stages[-1]
+    shown = head(torch.zeros(1, head.conv.in_channels, 2, 2))[0, :, 0, 0]
+    torch.testing.assert_close(shown[[0, 2]], torch.tensor([0.5 / 255, 1 - 0.5 / 255]))
+    assert 0.4 < float(shown[1].detach()) < 0.6
+
+
+def test_task_terms_have_their_share_although_the_target_is_met_before_they_join() -> None:
+    make = MakeTerms()
+    preset = replace(MICRO, epochs=20, target_psnr=5.0)
+    epochs: list[int] = []
+    SegmentFit(moving_square(), build_architecture(32, 48, 12, preset), preset, terms_factory=make).run(
+        lambda progress: epochs.append(progress.epoch)
+    )
+    assert make.asked == [None]
+    assert epochs[-1] >= (1 + preset.task_from) / 2 * preset.epochs
+
+
+def test_views_are_of_the_picture_and_not_of_its_padding() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Term(FeatureTerm):
+        def view_losses(
+            self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
+        ) -> tuple[Tensor, Tensor | None]:
+            seen.append(tuple(views.shape[2:]))
+            return super().losses(taps, torch.zeros(len(views), dtype=torch.long), with_task=with_task)
+
+    class Make(MakeTerms):
+        def __call__(self, *args: object, **named: object) -> Sequence[FeatureTerm]:
+            return [Term(arch.widths[1], "stage 1")]
+
+    preset = replace(MICRO, epochs=4)
+    arch = build_architecture(30, 44, 12, preset)
+    assert (arch.coded_height, arch.coded_width) != (30, 44)
+    frames = coded_frames((moving_square()[:, :, :30, :44] * 255).byte(), arch)
+    SegmentFit(frames, arch, preset, terms_factory=Make()).run()
+    assert set(seen) == {(30, 44)}
 
 
 def test_a_fit_stops_at_its_target() -> None:
