@@ -1,5 +1,5 @@
-"""python -m benchmarks.nets FOLDER [NET …] [--stills 20000] [--clips 1600] [--share 1.0] [--device auto]: train
-the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
+"""python -m benchmarks.nets FOLDER [NET …] [--stills 20000] [--clips 1600] [--share 1.0] [--device auto]:
+train the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
 
 Writes FOLDER/<net>.safetensors and FOLDER/nets.json; killed, it goes on where it was. `--share` trains fewer
 steps. The nets see the `train` split (its photographs, its pairs of shape and script) and never the `test`

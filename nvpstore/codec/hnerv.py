@@ -150,11 +150,12 @@ class Decoder(nn.Module):
     def begin_at(self, mean: Tensor) -> None:
         """Let the head begin with the mean [3], in 0 … 1, of channels that are nearly dark or nearly full.
 
-        From mid-grey, Adam overshoots on its way there: tanh ends at exactly ±1, where no gradient is left, and
-        the fit stays black or white. All else is learned faster from grey.
+        From mid-grey, Adam overshoots on its way there: tanh ends at exactly ±1, where no gradient is left,
+        and the fit stays black or white. All else is learned faster from grey.
         """
         head = self.stages[-1]
         assert isinstance(head, Head), "a whole decoder"
+        assert head.conv.bias is not None
         begun = torch.atanh(2 * mean.clamp(DARKEST, 1 - DARKEST) - 1)
         far = (mean < NEARLY_DARK) | (mean > 1 - NEARLY_DARK)
         head.conv.bias.copy_(torch.where(far, begun, head.conv.bias))

@@ -46,8 +46,8 @@ class AudioCopy:
         self._copies: dict[int, Stream] = {}
         self._encoders: dict[int, AudioStream] = {}
         for stream in source.streams.audio:
-            if stream.codec_context is None:
-                continue  # of a kind that nothing here can read: kept in the original alone
+            if not _is_known(stream):
+                continue  # nothing here can read it: it is in the original alone
             if _holds(target, stream):
                 self._copies[stream.index] = target.add_stream_from_template(stream)
             else:
@@ -171,6 +171,11 @@ def copy_audio(path: str, out: Path) -> bool:
 def _matroska(out: Path) -> OutputContainer:
     # Encoders prime before time 0. Shifting all streams to start at 0 would lose them their video's clock.
     return av.open(str(out), "w", format="matroska", options={"avoid_negative_ts": "disabled"})
+
+
+def _is_known(stream: AudioStream) -> bool:
+    # Of a codec that FFmpeg does not know, against what PyAV's types say.
+    return getattr(stream, "codec_context", None) is not None
 
 
 def _holds(target: OutputContainer, stream: AudioStream) -> bool:

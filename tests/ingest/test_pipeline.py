@@ -211,6 +211,15 @@ class TestSound:
         pixels = 96 * 64 * 12
         assert video.bpp == pytest.approx(8 * (video.stored_bytes - sizes["audio.mka"]) / pixels)
 
+    def test_sound_of_a_kind_that_nobody_knows_is_left_out(self, archive: Archive, tmp_path: Path) -> None:
+        path = clip(tmp_path, name="sound.mov", frames=12, audio="pcm_s16le")
+        path.write_bytes(path.read_bytes().replace(b"sowt", b"apac"))
+        video = archive.ingest(path, preset="micro", tasks=())
+        out = tmp_path / "out.mp4"
+        assert archive.export(video.video_id, out).frames == 12
+        with av.open(str(out)) as container:
+            assert not container.streams.audio
+
     def test_sound_that_matroska_does_not_hold_is_encoded(self, archive: Archive, tmp_path: Path) -> None:
         path = clip(tmp_path, name="law.mov", frames=12, audio="pcm_mulaw")
         video = archive.ingest(path, preset="micro", tasks=(), keep_source="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,37 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     expected, found = load(whole.weights).net.state_dict(), load(again.weights).net.state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=2e-3)
+
+
+def test_discriminators_begin_alike_however_the_training_came_there(
+    footage: list[Footage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(QUICK, steps=(0, 0, 2, 1))
+    made = Training._adversaries
+    begun: list[list[dict[str, torch.Tensor]]] = []
+
+    def kept(training: Training) -> Adversaries:
+        adversaries = made(training)
+        begun.append(copy.deepcopy(adversaries.state_dict()["rivals"]))
+        return adversaries
+
+    monkeypatch.setattr(Training, "_adversaries", kept)
+    Training(footage, settings, tmp_path / "undisturbed").run()
+    Training(footage, replace(settings, sample_every=1), tmp_path / "watched").run()
+    cut = Training(footage, settings, tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_enter", lambda training: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            cut.run()
+    cut.at, cut.step = cut.at - 1, 2
+    cut._save()
+    Training(footage, settings, tmp_path / "cut").run()
+    first, *others = begun
+    assert len(others) == 2
+    for other in others:
+        for one, tensors in zip(first, other, strict=True):
+            for name, tensor in one.items():
+                assert torch.equal(tensors[name], tensor), name
 
 
 def test_a_game_that_diverges_ends_with_the_average(
