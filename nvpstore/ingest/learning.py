@@ -18,7 +18,7 @@ from nvpstore.codec.hnerv import Decoder
 from nvpstore.errors import SourceError
 from nvpstore.ingest.layout import with_bytes
 from nvpstore.ingest.pipeline import SEED
-from nvpstore.ingest.references import ReferenceBuilder
+from nvpstore.ingest.references import ReferenceBuilder, affordable_units
 from nvpstore.ingest.routes import RouteSettings, SegmentRoutes
 from nvpstore.ingest.units import UnitPlan, units_to_train
 from nvpstore.tasks.registry import LoadedTask
@@ -27,7 +27,6 @@ from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
 BATCH = 16  # pictures read at a time
 # A share of a segment's frames is few: epochs alone would be a handful of steps.
 SETTINGS = RouteSettings(adapters=3, epochs=8, least_steps=60)
-OUTPUT_BYTES = 1 << 30  # of a segment's answers to measure by, all together: those of dense kinds are large
 
 Reference = Literal["original", "decoded"]
 
@@ -74,7 +73,7 @@ class Learning:
     def __init__(self, task: LoadedTask, reader: Reader, *, share: float, measured: int) -> None:
         """A `share` of each segment's frames to learn from, at most `measured` others to judge by."""
         self.task, self.reader, self.share = task, reader, share
-        self._measured = min(measured, _affordable(task))
+        self._measured = min(measured, affordable_units(task) * task.spec.frames)
 
     def reference(self, snapshot: Snapshot, video: IndexedVideo) -> Reference:
         """The original where it can be read; else what is decoded has to do."""
@@ -131,12 +130,6 @@ def _decoded(stored: StoredSegment, positions: Sequence[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _affordable(task: LoadedTask) -> int:
-    """How many pictures' answers fit into OUTPUT_BYTES."""
-    nothing = torch.zeros(1, *task.spec.input_shape, device=task.backbone.device)
-    return OUTPUT_BYTES // task.backbone.whole(nothing).nbytes * task.spec.frames
-
-
 def _batches(positions: Sequence[int]) -> Iterator[Sequence[int]]:
     for first in range(0, len(positions), BATCH):
         yield positions[first : first + BATCH]

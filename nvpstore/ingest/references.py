@@ -13,6 +13,8 @@ from nvpstore.routing.select import Samples, Units, cut_samples, worthwhile_cuts
 from nvpstore.tasks.backbone import Features
 from nvpstore.tasks.registry import LoadedTask
 
+OUTPUT_BYTES = 1 << 30  # of a segment's answers, all together: those of dense kinds are large
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
@@ -57,6 +59,12 @@ class References:
         return tuple(torch.cat(tensors).clone() for tensors in zip(*parts, strict=True))
 
 
+def affordable_units(task: LoadedTask) -> int:
+    """How many units' answers fit into OUTPUT_BYTES."""
+    nothing = torch.zeros(1, *task.spec.input_shape, device=task.backbone.device)
+    return OUTPUT_BYTES // task.backbone.whole(nothing).nbytes
+
+
 class ReferenceBuilder:
     """Collects references batch by batch: a segment's pictures need not be in memory together."""
 
@@ -93,10 +101,10 @@ class ReferenceBuilder:
             task=self.task,
             frames=self.plan.frames[order],
             seen=self.plan.seen[order],
-            output=torch.cat(output).clone(),
-            inputs=torch.cat(inputs).clone(),
+            output=torch.cat(output),
+            inputs=torch.cat(inputs),
             samples={
-                cut: tuple(torch.cat(parts).clone() for parts in zip(*(s[cut] for s in samples), strict=True))
+                cut: tuple(torch.cat(parts) for parts in zip(*(s[cut] for s in samples), strict=True))
                 for cut in self.cuts
             },
             size=self.size,

@@ -75,10 +75,10 @@ class TaskTerms:
             # Which tasks have pairs depends on sizes alone: a resumed fit finds the same ones.
             if ranked := pairs.ranked():
                 candidate = _candidate_from(next(saved)) if choices else ranked[0]
-                terms.append(self._term(pairs, candidate))
+                terms.append(self._term(pairs, candidate, frames=len(latents)))
         return terms
 
-    def _term(self, pairs: Pairs, candidate: Candidate) -> AdapterTerm:
+    def _term(self, pairs: Pairs, candidate: Candidate, *, frames: int) -> AdapterTerm:
         refs = pairs.refs
         targets = refs.targets(candidate.cut)
         task = refs.task.on(self.device)  # references stay on the CPU, the fit may not
@@ -91,7 +91,7 @@ class TaskTerms:
             targets=targets,
             reference=refs.output[refs.seen],
             units=refs.frames[refs.seen],
-            frames=int(refs.frames.max()) + 1,
+            frames=frames,
             output_loss=refs.task.head.loss,
             answer=partial(answer, task, candidate.cut, refs.size),
             device=self.device,

@@ -27,14 +27,23 @@ from nvpstore.codec.artifact import (
 from nvpstore.codec.build import Architecture, Preset, build_architecture
 from nvpstore.codec.fit import FitProgress, FittedSegment, SegmentFit
 from nvpstore.codec.hnerv import Decoder
-from nvpstore.ingest.references import ReferenceBuilder, References
+from nvpstore.ingest.references import ReferenceBuilder, References, affordable_units
 from nvpstore.ingest.routes import RouteSettings, SegmentRoutes, TaskTerms
-from nvpstore.ingest.units import units_at_ingest
+from nvpstore.ingest.units import UnitPlan, thinned, units_at_ingest
 from nvpstore.tasks.registry import LoadedTask
-from nvpstore.types import RGB_STAGE, FrameBatch, RouteRecord, SegmentSpan, StoredLatents, StoredStage
+from nvpstore.types import (
+    RGB_STAGE,
+    FrameBatch,
+    RouteRecord,
+    SegmentSpan,
+    StoredLatents,
+    StoredStage,
+    TaskKind,
+)
 
 ReadSegment = Callable[[], Iterator[FrameBatch]]
 PEAK = 255.0
+DENSE: frozenset[TaskKind] = frozenset({"segmentation", "depth"})  # their answers are maps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +150,7 @@ def _gather(
 ) -> tuple[Tensor, NDArray[np.int64], tuple[References, ...]]:
     """(frames at coded size float16 [t, 3, H, W], pts [t], references by task), in one pass."""
     arch = build_architecture(*size, span.frames, preset)  # for the size that frames are coded at
-    plans = [units_at_ingest(task.spec, start_frame=span.start_frame, frames=span.frames) for task in tasks]
-    builders = [
-        ReferenceBuilder(task, plan, size=size, seed=seed) for task, plan in zip(tasks, plans, strict=True)
-    ]
+    builders = [ReferenceBuilder(task, _plan(task, span), size=size, seed=seed) for task in tasks]
     coded, pts = [], []
     for batch in read():
         rgb = rgb_tensor(batch)
@@ -154,6 +160,12 @@ def _gather(
             first = batch.first_frame - span.start_frame
             builder.add(range(first, first + len(batch)), rgb)
     return torch.cat(coded), np.concatenate(pts), tuple(builder.build() for builder in builders)
+
+
+def _plan(task: LoadedTask, span: SegmentSpan) -> UnitPlan:
+    """All units of the segment; of a task whose answers are maps as many as memory has room for."""
+    plan = units_at_ingest(task.spec, start_frame=span.start_frame, frames=span.frames)
+    return thinned(plan, affordable_units(task)) if task.spec.kind in DENSE else plan
 
 
 @torch.inference_mode()

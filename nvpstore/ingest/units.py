@@ -66,6 +66,18 @@ def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) 
     return UnitPlan(frames=units[chosen], seen=seen[chosen])
 
 
+def thinned(plan: UnitPlan, most: int) -> UnitPlan:
+    """The plan; where it has more than `most` units, as many seen as unseen ones, both spread evenly, and
+    at least one of each that it has.
+    """
+    if len(plan.seen) <= most:
+        return plan
+    places = [side.nonzero().squeeze(1) for side in (plan.seen, ~plan.seen)]
+    kept = [some[_spread(len(some), min(len(some), max(1, most // 2)))] for some in places]
+    chosen = torch.cat(kept).sort().values
+    return UnitPlan(frames=plan.frames[chosen], seen=plan.seen[chosen])
+
+
 def units_asked(spec: TaskSpec, *, frames: int) -> Tensor:
     """The units [u, t] of a segment of so many frames that queries ask about, in order."""
     return torch.arange(frames)[:, None] if spec.clip is None else _asked_clips(spec.clip, frames)

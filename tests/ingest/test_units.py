@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvpstore.ingest.units import Gathering, UnitPlan, units_at_ingest, units_to_train
+from nvpstore.ingest import segment
+from nvpstore.ingest.units import Gathering, UnitPlan, thinned, units_at_ingest, units_to_train
 from nvpstore.tasks.recipes import RECIPES
 from nvpstore.tasks.registry import spec_of
 from nvpstore.tasks.spec import Clip, TaskSpec
+from nvpstore.types import SegmentSpan, TaskKind
 
 
 def task(clip: Clip | None = None) -> TaskSpec:
@@ -51,6 +57,27 @@ class TestPictures:
         plan = units_at_ingest(PICTURES, start_frame=start, frames=frames)
         assert plan.frames.flatten().tolist() == list(range(frames))
         assert plan.seen.tolist() == [(start + i) % 2 == 0 for i in range(frames)]
+
+    @given(start=st.integers(0, 9), frames=lengths, most=st.integers(1, 40))
+    def test_of_many_units_some_of_each_side_are_kept(self, start: int, frames: int, most: int) -> None:
+        plan = units_at_ingest(PICTURES, start_frame=start, frames=frames)
+        kept = thinned(plan, most)
+        assert len(kept.seen) <= max(most, 2)
+        assert len(kept.seen) == frames or len(kept.seen) >= most - 1
+        for seen in (True, False):
+            assert pictures(kept, seen=seen) <= pictures(plan, seen=seen)
+            assert bool(pictures(kept, seen=seen)) == bool(pictures(plan, seen=seen))
+        assert kept.frames.flatten().tolist() == sorted(kept.frames.flatten().tolist())
+
+    @pytest.mark.parametrize(("kind", "asked"), [("classification", 40), ("depth", 6)])
+    def test_of_maps_as_many_are_asked_for_as_there_is_room_for(
+        self, kind: TaskKind, asked: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(segment, "affordable_units", lambda task: 6)
+        of_kind: Any = SimpleNamespace(spec=replace(PICTURES, kind=kind))
+        plan = segment._plan(of_kind, SegmentSpan(segment=1, scene=0, start_frame=10, frames=40))
+        assert len(plan.frames) == asked
+        assert int(plan.seen.sum()) == asked // 2
 
 
 class TestClips:
