@@ -11,6 +11,7 @@ Found = Mapping[str, Any]
 
 COLUMNS = {"joint": "ii", "adapter only": "ii", "task unknown": "iii"}
 TEN = 0.10  # share of pairs that ingest tries
+MOST_DB = 0.5  # that a task in a fit may cost
 
 
 def nets_table(found: Found) -> list[Table]:
@@ -122,6 +123,18 @@ def _ten(row: Found, name: str) -> Found:
 
 
 # ---------------------------------------------------------------- joint fits
+
+
+def joint_losses(found: Found) -> Iterator[str]:
+    """Where a task in a fit costs the picture more than was wanted."""
+    alone = {row["clip"]: row for row in found["rows"] if not row["joint"]}
+    for row in found["rows"]:
+        cost = alone[row["clip"]]["psnr"] - row["psnr"]
+        if row["joint"] and cost > MOST_DB:
+            yield (
+                f"{row['clip']}: fitted jointly with labels the picture has {cost:.2f} dB less than fitted "
+                f"alone; {MOST_DB} was wanted."
+            )
 
 
 def joint_table(found: Found) -> list[Table]:

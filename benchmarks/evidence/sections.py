@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.evidence.answers import joint_table
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
@@ -51,6 +52,15 @@ SECTIONS = (
         command="make demo",
         missing="Two short clips of small size, one backbone; ImageNet, COCO and Kinetics are not at hand.",
         tables=demo_table,
+    ),
+    Section(
+        name="joint",
+        title="What a task in a fit costs the picture",
+        intro="The same network for as many steps, fitted for reconstruction alone, with adapters trained "
+        "behind it on half of the frames, and jointly with labels.",
+        command="python -m benchmarks.joint",
+        missing="One task, two clips.",
+        tables=joint_table,
     ),
     Section(
         name="latency",
