@@ -110,7 +110,7 @@ class SegmentFit:
         self.attempt = attempt
         torch.manual_seed(self.seed)
         self.decoder = on_device(Decoder(self.arch), self.device)
-        self.decoder.begin_at(self._content(self.frames).float().mean((0, 2, 3)))
+        self.decoder.begin_at(self._content(self.frames).mean((0, 2, 3), dtype=torch.float32))
         self.encoder = self._build_encoder()
         self.terms: tuple[JointTerm, ...] = ()
         self._joined = False
