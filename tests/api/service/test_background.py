@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nvpstore.api.jobs import spool
 from nvpstore.api.jobs.requests import QueryJob
+from nvpstore.api.service import background
 from nvpstore.api.service.answers import answers_folder, open_answer
 from nvpstore.api.service.background import KEPT_SECONDS, QueryRunner
 from nvpstore.api.service.formats import FORMATS
 from nvpstore.api.service.problems import Refused
 from nvpstore.api.service.state import Service
-from nvpstore.errors import NotFound
+from nvpstore.errors import NotFound, StoreError
 from tests.api.service.served import again, serving
 
 LABELS = "SELECT frame, label, score FROM labels WHERE rank = 1 ORDER BY video_id, frame"
@@ -96,6 +100,15 @@ class TestEnds:
         assert job.error["status"] == 422
         assert "labl" in job.error["detail"]
         assert job.attempts == 1
+
+    def test_an_answer_stops_before_the_disk_is_full(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: usage._replace(free=spool.SPARE_BYTES - 1))
+        rows: Any = iter([pa.record_batch({"frame": [1]}), pa.record_batch({"frame": [2]})])
+        with pytest.raises(StoreError, match="the disk is full"):
+            background._write(rows, tmp_path / "answer.part")
 
     def test_a_job_that_is_cancelled_ends(self, running: Service) -> None:
         job_id = submit(running, ENDLESS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -12,10 +13,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from nvpstore.api.jobs import spool
 from nvpstore.api.service import clip_store
 from nvpstore.api.service.clip_store import ClipName, ClipStore
 from nvpstore.api.service.problems import Refused
-from nvpstore.errors import SourceError
+from nvpstore.errors import SourceError, StoreError
 
 T = TypeVar("T")
 VIDEO, OTHER = "a" * 32, "b" * 32
@@ -104,6 +106,16 @@ def test_all_who_ask_meanwhile_wait_for_the_one(tmp_path: Path) -> None:
 
     assert len(set(run(together()))) == 1
     assert export.calls == 1
+
+
+def test_one_in_the_making_stops_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: usage._replace(free=spool.SPARE_BYTES - 1))
+    with pytest.raises(StoreError, match="the disk is full"):
+        run(store(tmp_path).hold(name(), Export(), gone=stays))
+    assert files(tmp_path) == []
 
 
 def test_more_at_once_than_may_be_are_refused(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nvpstore.api.service.listing import Wanted, page_of_videos
+from nvpstore.api.service.listing import Wanted, _time, page_of_videos
 from nvpstore.api.service.problems import Refused
 from nvpstore.catalog import Catalog, Snapshot
 from nvpstore.storage.objects import open_store
@@ -126,3 +127,11 @@ def test_an_empty_archive_has_an_empty_page(tmp_path: Path) -> None:
         Catalog(archive.store, tmp_path / "cache").snapshot(), Wanted(), cursor=None, limit=10
     )
     assert (page.videos, page.next) == ([], None)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59.999999+00:00", "0001-01-01T00:00:00+00:00"])
+def test_times_at_the_calendars_ends_are_told_exactly(text: str) -> None:
+    # Entries of earlier releases may have them.
+    at = datetime.fromisoformat(text)
+    assert _time((at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)) == at
+    assert _time(None) is None
