@@ -66,10 +66,11 @@ def test_a_net_learns_one_batch_by_heart(name: str, seen: Footage) -> None:
     spec = family.spec(name)
     model = build_model(spec)
     net = model.net.eval().requires_grad_(True)
-    lesson = draw(seen, family, spec, random.Random(0))
+    lessons = (draw(seen, family, spec, random.Random(chance)) for chance in range(20))
+    lesson = next(one for one in lessons if len({told.label for told in one.truth}) == 2)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     losses = []
-    for _ in range(8):
+    for _ in range(14):
         loss = LOSSES[family.kind](model, lesson, family)
         optimizer.zero_grad()
         loss.backward()
