@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from benchmarks.evidence.answers import accuracy_losses, joint_losses
+from benchmarks.evidence.joint import joint_losses
 from benchmarks.evidence.tables import number, percent, times
 from benchmarks.evidence.upscaling import perceptual_losses
 
@@ -146,7 +146,6 @@ _TELLERS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "container": _container,
     "soak-load": _load,
     "joint": joint_losses,
-    "accuracy": accuracy_losses,
     "rate_distortion": _rate,
     "upscale": perceptual_losses,
     "stability": _stability,

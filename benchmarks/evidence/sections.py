@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.answers import joint_table
+from benchmarks.evidence.joint import joint_table
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
