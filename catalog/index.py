@@ -186,7 +186,7 @@ class Catalog:
                 self._write(file, lambda path: workspace.write_delta(path, position))
         snapshot = _opened(file)
         self._tidy(snapshot, before=None if done.erased else start)
-        self._remove_traces(snapshot.erased(after=after))
+        self._remove_traces(snapshot.erased(after=after), anew=start is None)
         return snapshot
 
     def _from_checkpoint(self) -> Snapshot | None:
@@ -212,7 +212,7 @@ class Catalog:
             self._write(file, lambda path: workspace.write_checkpointed(path, parquet))
         snapshot = _opened(file)
         self._tidy(snapshot, before=None)
-        self._remove_traces(snapshot.erased())
+        self._remove_traces(snapshot.erased(), anew=True)
         return snapshot
 
     def _position(self, start: Snapshot | None, done: Applied) -> IndexPosition:
@@ -288,22 +288,23 @@ class Catalog:
         with contextlib.suppress(Timeout), FileLock(self.folder / "checkpoint.lock", blocking=False):
             shutil.rmtree(self.folder / _CHECKPOINT, ignore_errors=True)
 
-    def _remove_traces(self, erased: Mapping[str, int]) -> None:
-        """Remove what this machine keeps of videos, by the entry that erased each."""
+    def _remove_traces(self, erased: Mapping[str, int], *, anew: bool = False) -> None:
+        """Remove what this machine keeps of videos, by the entry that erased each.
+
+        `anew`: all that ever were; a fit that runs may be of one that is stored again since.
+        """
         for kind in _CACHES:
             cache = RangeCache(self.folder / kind, budget_bytes=0)
             # Marks are for readers that are under way; on a machine that has no cache there are none.
             for video_id in erased if cache.folder.exists() else ():
                 cache.forget(check_video_id(video_id), erased_at=erased[video_id])
         for video_id in erased:
-            self._remove_fit(self.folder / "fits" / check_video_id(video_id))
-
-    def _remove_fit(self, folder: Path) -> None:
-        if not folder.exists():
-            return
-        # Whoever holds the lock stores the video anew; if it was erased just now, they find that out.
-        with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), blocking=False):
-            shutil.rmtree(folder, ignore_errors=True)
+            folder = self.folder / "fits" / check_video_id(video_id)
+            if not anew:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.exists():
+                with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), blocking=False):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def step(number: int) -> int:

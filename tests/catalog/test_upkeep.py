@@ -163,6 +163,13 @@ def test_a_fit_of_a_video_that_is_stored_again_outlives_a_rebuild(
         assert fit.exists()
     Catalog(archive.store, cache_dir).rebuild()
     assert not fit.exists()
+    again = archive.add_video("two")
+    catalog.snapshot()
+    fit, *_ = traces(catalog, again.video_id)
+    erase(archive, again.video_id)
+    with FileLock(fit.with_suffix(".lock")):  # erased just now, it is in vain
+        catalog.snapshot()
+    assert not fit.exists()
 
 
 def test_garbage_is_what_the_index_does_not_name(archive: Any, catalog: Catalog) -> None:
