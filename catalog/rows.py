@@ -98,6 +98,8 @@ def video_row(video: VideoRecord) -> Row:
         "time_base_den": video.time_base.denominator,
         "fps_num": video.average_fps.numerator,
         "fps_den": video.average_fps.denominator,
+        "aspect_num": video.pixel_aspect.numerator,
+        "aspect_den": video.pixel_aspect.denominator,
         "duration": _seconds(_end_pts(video), video) if video.segments else None,
         "audio_key": video.audio.key if video.audio else None,
         "tags": [],

@@ -25,7 +25,7 @@ CREATE TABLE store.videos (
     source_uri VARCHAR, source_bytes BIGINT, container VARCHAR, source_codec VARCHAR,
     width INTEGER, height INTEGER, rotation_degrees INTEGER,
     time_base_num BIGINT, time_base_den BIGINT, fps_num BIGINT, fps_den BIGINT,
-    frames BIGINT, duration DOUBLE, preset VARCHAR,
+    frames BIGINT, aspect_num BIGINT, aspect_den BIGINT, duration DOUBLE, preset VARCHAR,
     psnr DOUBLE, psnr_p5 DOUBLE, resize_bound_psnr DOUBLE, fit_seconds DOUBLE,
     audio_key VARCHAR,
     tags MAP(VARCHAR, VARCHAR), recorded_at TIMESTAMPTZ, hold BOOLEAN

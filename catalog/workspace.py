@@ -227,9 +227,14 @@ def read_tables(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, pa
 
 def checkpoint_rows(table: str, parquet: Path) -> str:
     """A query for one table's rows in a checkpoint."""
-    if table not in pq.read_schema(parquet).names:  # of a release that had no such table
+    there = pq.read_schema(parquet)
+    if table not in there.names:  # of a release that had no such table
         return f"FROM store.{table} WHERE false"
-    columns = ", ".join(f"""{table}['{name}'] AS "{name}\"""" for name in CHECKPOINT_TABLES[table].names)
+    known = {field.name for field in there.field(table).type}  # a release before may have had no such column
+    columns = ", ".join(
+        f"""{table}['{name}'] AS "{name}\"""" if name in known else f'NULL AS "{name}"'
+        for name in CHECKPOINT_TABLES[table].names
+    )
     return f"SELECT {columns} FROM read_parquet('{_quoted(parquet)}') WHERE {table} IS NOT NULL"
 
 

@@ -126,6 +126,7 @@ def _write(
         height=form.upscaled * video.height,
         time_base=video.time_base,
         average_fps=video.average_fps,
+        pixel_aspect=video.pixel_aspect,
         audio_from=audio_from,
         lossless=form.lossless,
         metadata=marks(video, form),

@@ -28,7 +28,8 @@ class SourceInfo:
     """What a container says about its first video stream. Produced by `video.source.probe`.
 
     `width` and `height` are as shown, after rotation. `declared_frames` is 0 where the container
-    does not say. `hdr` is "PQ" or "HLG" where the first frame is coded so, else empty.
+    does not say. `hdr` is "PQ" or "HLG" where the first frame is coded so, else empty. `pixel_aspect` is a
+    pixel's width over its height as shown: 1 but for anamorphic video (DV, HDV, DVD).
     """
 
     path: str
@@ -46,6 +47,7 @@ class SourceInfo:
     audio_streams: int
     subtitle_streams: int = 0
     hdr: str = ""
+    pixel_aspect: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -54,6 +56,8 @@ class SourceInfo:
             raise ValueError(f"time base {self.time_base} must be positive")
         if self.rotation_degrees not in (0, 90, 180, 270):
             raise ValueError(f"rotation {self.rotation_degrees} must be 0, 90, 180 or 270")
+        if self.pixel_aspect <= 0:
+            raise ValueError(f"pixel aspect {self.pixel_aspect} must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +259,7 @@ class VideoRecord:
     segments: tuple[SegmentRecord, ...]
     footers: Mapping[str, bytes]
     audio: StoredObject | None = None
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     def frames(self) -> int:

@@ -228,6 +228,10 @@ class VideoDetails(Video):
     hold: bool = Field(description="on hold, it cannot be erased")
     time_base: str = Field(description="seconds a tick of `pts`, as a fraction", examples=["1/12800"])
     pts_origin: int = Field(description="`pts` of the first frame: ts = (pts - pts_origin) · time_base")
+    pixel_aspect: str = Field(
+        description="a pixel's width over its height, a fraction: 1 but for anamorphic video",
+        examples=["64/45"],
+    )
     original: Literal["reference", "copy"] | None = Field(
         description="whether the original is where it was read, copied into the archive, or not kept"
     )

@@ -200,6 +200,7 @@ def _more(video: IndexedVideo) -> dict[str, Any]:
         "attempt": video.attempt,
         "time_base": str(video.time_base),
         "pts_origin": video.pts_origin or 0,
+        "pixel_aspect": str(video.pixel_aspect),
         "hold": video.hold,
         "original": kept if video.source_uri else None,
     }

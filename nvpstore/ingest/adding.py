@@ -98,6 +98,7 @@ def _video_record(found: SourceScan, attempt: str, *, name: str, source_uri: str
         rotation_degrees=info.rotation_degrees,
         time_base=info.time_base,
         average_fps=info.average_fps,
+        pixel_aspect=info.pixel_aspect,
         preset="",
         psnr=math.nan,
         psnr_p5=math.nan,

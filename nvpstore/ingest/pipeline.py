@@ -272,6 +272,7 @@ class Ingest:
             rotation_degrees=info.rotation_degrees,
             time_base=info.time_base,
             average_fps=info.average_fps,
+            pixel_aspect=info.pixel_aspect,
             preset=self.preset.name,
             psnr=overall,
             psnr_p5=float(np.percentile(np.concatenate([s.frame_psnr for s in finished]), 5)),

@@ -78,6 +78,7 @@ TABLES: dict[str, pa.Schema] = {
             "source_codec": pa.string(),
             **dict.fromkeys(("width", "height", "rotation_degrees"), pa.int32()),
             **dict.fromkeys(("time_base_num", "time_base_den", "fps_num", "fps_den", "frames"), pa.int64()),
+            **dict.fromkeys(("aspect_num", "aspect_den"), pa.int64()),
             "duration": pa.float64(),
             "preset": pa.string(),
             **dict.fromkeys(("psnr", "psnr_p5", "resize_bound_psnr", "fit_seconds"), pa.float64()),

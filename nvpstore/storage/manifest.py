@@ -108,6 +108,7 @@ def _video_fields(video: VideoRecord) -> dict[str, Any]:
         **{name: getattr(video, name) for name in _SCALARS},
         **{name: _plain(getattr(video, name)) for name in _FLOATS},
         **{name: str(getattr(video, name)) for name in _FRACTIONS},
+        "pixel_aspect": str(video.pixel_aspect),
         "audio": {name: getattr(audio, name) for name in _AUDIO} if audio else None,
     }
 
@@ -122,6 +123,7 @@ def _video(fields: dict[str, Any], table: pa.Table) -> VideoRecord:
     scalars |= {name: Fraction(fields[name]) for name in _FRACTIONS}
     return VideoRecord(
         **scalars,
+        pixel_aspect=Fraction(fields.get("pixel_aspect", "1")),  # earlier releases took all to be square
         segments=tuple(_segment(row, *pair) for row, pair in zip(rows, arrays, strict=True)),
         footers={item["key"]: item["footer"] for item in footers},
         audio=StoredObject(**{name: audio[name] for name in _AUDIO}) if audio else None,

@@ -63,6 +63,7 @@ def write_video(
     height: int,
     time_base: Fraction,
     average_fps: Fraction,
+    pixel_aspect: Fraction = Fraction(1),
     audio_from: str | None = None,
     lossless: bool = False,
     metadata: Mapping[str, str],
@@ -74,7 +75,8 @@ def write_video(
     H.264 in .mp4, .m4v, .mov or .mkv; `lossless` is FFV1 of the RGB values in .mkv or .mp4. In MP4 and MOV
     every pts, less `start_pts`, is kept exactly; Matroska rounds to milliseconds. Sound and subtitles of
     `audio_from` are copied where the container holds their codec, else encoded as AAC or rewritten as text it
-    holds. `metadata` goes into the container's tags.
+    holds. `metadata` goes into the container's tags, `pixel_aspect` (a pixel's width over its height) to the
+    stream, but for FFV1 in Matroska, where PyAV has no place for it.
 
     Raises StoreError where `out` cannot be written or exists, UsageError for a suffix that is not offered or
     no frames, SourceError where `audio_from` cannot be read.
@@ -88,6 +90,7 @@ def write_video(
         container = stack.enter_context(_open_output(part, container_format, time_base))
         container.metadata.update(metadata)
         stream = _add_video(container, encoding, width, height, time_base, average_fps)
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
         audio = stack.enter_context(open_audio(audio_from, container, shift_seconds=-start_pts * time_base))
         return _encode(
             chain([first], wanted), container, stream, audio, encoding=encoding, start_pts=start_pts

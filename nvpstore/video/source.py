@@ -9,6 +9,7 @@ import os
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from fractions import Fraction
 from itertools import chain, islice, pairwise
 
 import av
@@ -25,6 +26,7 @@ from nvpstore.video.scenes import DEFAULT_CUT_THRESHOLD, THUMBNAIL_HEIGHT, THUMB
 _READ_BYTES = 1 << 20
 _PROGRESS_FRAMES = 16
 _SEEK_BACK_FRAMES = (0, 64)
+_SLIMMEST = Fraction(1, 16)  # a pixel; what declares slimmer ones is damaged
 
 Stamped = tuple[int, VideoFrame]  # (pts, frame)
 
@@ -259,7 +261,15 @@ def _describe(decoder: Decoder, converter: Converter) -> SourceInfo:
         audio_streams=len(container.streams.audio),
         subtitle_streams=len(container.streams.subtitles),
         hdr=converter.hdr,
+        pixel_aspect=_pixel_aspect(stream.sample_aspect_ratio, turned=converter.orientation.transpose),
     )
+
+
+def _pixel_aspect(stored: Fraction | None, *, turned: bool) -> Fraction:
+    """A pixel's width over its height as shown. Where nothing is declared, or nonsense, pixels are square."""
+    if not stored or not _SLIMMEST <= stored <= 1 / _SLIMMEST:
+        return Fraction(1)
+    return 1 / stored if turned else stored
 
 
 def fingerprint(path: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
@@ -354,6 +355,30 @@ def test_checkpoints_hold_the_tables_of_the_index(archive: Any, catalog: Catalog
             columns = connection.sql(f"FROM idx.store.{table} LIMIT 0").to_arrow_table().schema
             assert [n for n in columns.names if n != "schema_version"] == schema.names, table
             assert [columns.field(n).type for n in schema.names] == schema.types, table
+
+
+def test_a_checkpoint_of_a_release_without_pixel_aspects_is_read(
+    archive: Any, catalog: Catalog, tmp_path: Path
+) -> None:
+    archive.add_video("one")
+    catalog.checkpoint(force=True)
+    (checkpoint,) = list_checkpoints(archive.store)
+    whole = pq.read_table(Path(archive.store.root, checkpoint.key))
+    archive.store.delete(checkpoint.key)
+    videos = whole["videos"].combine_chunks()
+    kept = [field for field in videos.type if not field.name.startswith("aspect_")]
+    fewer = pa.StructArray.from_arrays(
+        [videos.field(field.name) for field in kept], fields=kept, mask=videos.is_null()
+    )
+    place = whole.column_names.index("videos")
+    older = tmp_path / "older.parquet"
+    metadata = {"nvp:format": "1", "nvp:kind": "checkpoint"}
+    pq.write_table(whole.set_column(place, "videos", fewer).replace_schema_metadata(metadata), older)
+    put_checkpoint(archive.store, checkpoint.number, older)
+    archive.add_video("two")
+    fresh = Catalog(archive.store, tmp_path / "fresh").snapshot()
+    assert fresh.path.name.startswith("delta-")  # on the checkpoint as its base
+    assert {fresh.video(row["video_id"]).pixel_aspect for row in all_rows(fresh)["videos"]} == {1}
 
 
 def test_a_checkpoint_of_a_release_without_views_is_read(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nvpstore.archive import Archive
 from nvpstore.errors import AttemptTooOld, CommitDropped, SourceError, UsageError
 from nvpstore.ingest.pipeline import IngestProgress
 from nvpstore.storage.log import Log
-from nvpstore.video.source import read_frames
+from nvpstore.video.source import probe, read_frames
 from tests.conftest import CLIP_FRAMES, open_micro
 from tests.ingest.test_pipeline import KINDS, clip, shown
 
@@ -182,6 +183,15 @@ class TestOriginals:
             assert "Reconstructed" not in container.metadata["comment"]
             assert len(container.streams.audio) == 1
         assert shown(out)[0] == pytest.approx(shown(path)[0])
+
+    def test_anamorphic_pictures_stay_so(self, local: Archive, tmp_path: Path) -> None:
+        path, out = clip(tmp_path, frames=4, pixel_aspect=Fraction(64, 45)), tmp_path / "out.mp4"
+        video = local.add(path, tasks=())
+        local.export(video.video_id, out)
+        local.fit(video.video_id, preset="micro", tasks=())
+        local.export(video.video_id, tmp_path / "fitted.mp4")
+        assert probe(str(out)).pixel_aspect == probe(str(tmp_path / "fitted.mp4")).pixel_aspect
+        assert probe(str(out)).pixel_aspect == Fraction(64, 45)
 
     @pytest.mark.parametrize("keep", ["reference", "copy"])
     def test_copied_to_another_archive_it_answers(

@@ -32,6 +32,7 @@ class Clip:
     fps: Fraction = Fraction(25)
     time_base: Fraction = Fraction(1, 12800)
     pts: Sequence[int] | None = None
+    pixel_aspect: Fraction | None = None
     rotate_counterclockwise: int = 0
     mirror: bool = False
     audio: str | None = None
@@ -71,6 +72,8 @@ def _write_clip(folder: Path, clip: Clip) -> Path:
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format
         stream.time_base = stream.codec_context.time_base = clip.time_base
+        if clip.pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = clip.pixel_aspect
         if clip.colorspace is not None:
             stream.codec_context.colorspace = clip.colorspace
         if clip.color_range is not None:

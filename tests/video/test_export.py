@@ -18,7 +18,7 @@ from PIL import Image
 from nvpstore.errors import SourceError, StoreError, UsageError
 from nvpstore.types import FrameBatch, SourceScan
 from nvpstore.video.export import write_pngs, write_video
-from nvpstore.video.source import read_frames, scan
+from nvpstore.video.source import probe, read_frames, scan
 
 MakeClip = Callable[..., Path]
 MARKS = {"comment": "reconstructed from 0a1b, 33.1 dB: ä", "nvpstore_model": "hnerv"}
@@ -106,6 +106,18 @@ def test_h264_has_the_sources_frames_times_and_size(
     assert (written.info.width, written.info.height) == (found.info.width, found.info.height)
     assert (written.info.codec, written.info.pixel_format) == ("h264", "yuv420p")
     assert psnr(rgb(out), rgb(source)) > 30
+
+
+@pytest.mark.parametrize(
+    ("suffix", "lossless"),
+    [(".mp4", False), (".mov", False), (".mkv", False), (".mp4", True)],
+)
+def test_anamorphic_pictures_stay_so(
+    make_clip: MakeClip, tmp_path: Path, suffix: str, lossless: bool
+) -> None:
+    out = tmp_path / f"out{suffix}"
+    export(make_clip(frames=3), out, pixel_aspect=Fraction(16, 11), lossless=lossless)
+    assert probe(str(out)).pixel_aspect == Fraction(16, 11)
 
 
 def test_the_last_frame_is_shown_as_long_as_the_others(make_clip: MakeClip, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -334,6 +335,25 @@ def test_frames_are_shown_as_the_display_matrix_says(
     assert shown.shape[1:3] == (info.height, info.width)
     if not mirror:
         assert info.rotation_degrees == -counterclockwise % 360
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, Fraction(1)),
+        ({"pixel_aspect": Fraction(64, 45)}, Fraction(64, 45)),
+        ({"pixel_aspect": Fraction(64, 45), "rotate_counterclockwise": 90}, Fraction(45, 64)),
+        ({"pixel_aspect": Fraction(64, 45), "rotate_counterclockwise": 180}, Fraction(64, 45)),
+        ({"pixel_aspect": Fraction(64, 45), "name": "a.mkv"}, Fraction(64, 45)),
+        ({"pixel_aspect": Fraction(200), "name": "damaged.mp4"}, Fraction(1)),
+    ],
+)
+def test_pixels_are_as_wide_as_the_file_says(
+    make_clip: MakeClip, fields: dict[str, Any], shown: Fraction
+) -> None:
+    info = probe(str(make_clip(frames=3, **fields)))
+    assert info.pixel_aspect == shown
+    assert {info.width, info.height} == {96, 64}, "pictures are stored as they are coded"
 
 
 def studio_to_rgb(yuv: NDArray[np.float64], *, kr: float, kb: float, full: bool) -> NDArray[np.float64]:
