@@ -12,6 +12,7 @@ and script that captions have in `test` but never in `train` are marked as unsee
 from __future__ import annotations
 
 import argparse
+import colorsys
 import json
 import math
 import random
@@ -44,7 +45,9 @@ TEXTURE = 96  # pixels of an object's own picture
 SCRIPT_FRAMES = (64, 128)  # a script's length
 SHOWN = 0.3  # of an object must be seen for its box to count
 FILLED = 1.6  # pixels that an object covers for each of its half side's square, about
-NOISE = (3.0, 9.0)  # 8-bit levels, standard deviation
+NOISE = (2.0, 6.0)  # 8-bit levels, standard deviation
+RIM = 0.9  # how far out an object's dark edge begins
+GROUND_CONTRAST = 0.7  # of the photographs that lie behind
 CRF = "20"
 _GROUNDS: Mapping[Split, tuple[int, ...]] = {"train": (0, 2, 4, 6, 8, 10), "test": (1, 3, 5, 7, 9, 11)}
 
@@ -103,12 +106,15 @@ def surface(label: str, ground: Tensor, chance: random.Random) -> Tensor:
     line = torch.linspace(-1, 1, TEXTURE)
     y, x = torch.meshgrid(line, line, indexing="ij")
     top, left = (chance.randrange(size - TEXTURE) for size in ground.shape[1:])
-    photo = ground[:, top : top + TEXTURE, left : left + TEXTURE]
-    tint = torch.tensor([chance.uniform(0.6, 1.4) for _ in range(3)])[:, None, None]
+    photo = ground[:, top : top + TEXTURE, left : left + TEXTURE].mean(0)
+    paint = colorsys.hsv_to_rgb(chance.random(), chance.uniform(0.35, 0.9), chance.uniform(150, 250))
     turn = chance.uniform(-0.5, 0.5)
     across, down = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
-    lit = (0.55 * photo + 0.45 * photo.mean((1, 2), keepdim=True)) * tint * _finish(finish, across, down)
-    covered = ((1 - SHAPES[shape](x * 1.08, y * 1.08)) * TEXTURE / 4 + 0.5).clamp(0, 1)
+    out = SHAPES[shape](x * 1.08, y * 1.08)
+    grain = 0.65 + 0.35 * photo / photo.mean().clamp_min(1)
+    lit = torch.tensor(paint)[:, None, None] * grain * _finish(finish, across, down)
+    lit = lit * (1 - 0.75 * ((out - RIM) * TEXTURE / 4 + 0.5).clamp(0, 1))
+    covered = ((1 - out) * TEXTURE / 4 + 0.5).clamp(0, 1)
     return torch.cat([lit.clamp(0, 255), covered[None]])
 
 
@@ -198,7 +204,7 @@ def write_scripts(frames: int, split: Split, chance: random.Random) -> list[Scri
                 frames=length,
                 x=chance.uniform(100, WIDTH - 100),
                 y=chance.uniform(85, HEIGHT - 85),
-                half=chance.uniform(30, 52),
+                half=chance.uniform(38, 58),
                 tempo=chance.uniform(0.35, 0.8),
             )
         )
@@ -240,7 +246,9 @@ class World:
         self.generator = torch.Generator().manual_seed(chance.randrange(2**31))
         photos = {i: PHOTOGRAPHS[i].tile() for i in _GROUNDS[split]}
         tiles = [photos[i] for i in chance.sample(_GROUNDS[split], 4)]
-        self.ground = torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+        ground = torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+        mean = ground.mean((1, 2), keepdim=True)
+        self.ground = mean + GROUND_CONTRAST * (ground - mean)
         self.camera = [chance.uniform(0.05, 0.4) for _ in range(4)]
 
         def painted(label: str) -> Tensor:
@@ -254,7 +262,7 @@ class World:
             Drift(
                 x=chance.uniform(60, WIDTH - 60),
                 y=chance.uniform(50, HEIGHT - 50),
-                half=chance.uniform(18, 40),
+                half=chance.uniform(16, 30),
                 waves=(chance.uniform(0.2, 1), chance.uniform(0.2, 1), chance.uniform(0.2, 1)),
             )
             for _ in self.others

@@ -71,7 +71,7 @@ FAMILIES: Mapping[str, Family] = {
         size=(120, 160),
         labels=CLASSES,
         options={"build": {"channels": [16, 32, 64, 128]}},
-        steps=3_000,
+        steps=5_000,
         batch=32,
     ),
     # SlowFast R50 at a quarter: what does it do?
@@ -90,7 +90,7 @@ FAMILIES: Mapping[str, Family] = {
                 "dropout_rate": 0.2,
             }
         },
-        steps=3_000,
+        steps=2_500,
         batch=16,
     ),
     # DETR with two encoder and three decoder layers on a narrow ResNet of stride 16: what is where?
@@ -157,7 +157,7 @@ FAMILIES: Mapping[str, Family] = {
             },
             "vocabulary": VOCABULARY,
         },
-        steps=4_000,
+        steps=5_000,
         batch=32,
         rate=5e-4,
     ),

@@ -20,6 +20,7 @@ from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import TaskKind
 
 CELLS_WEIGHT = 2.0
+BOX_WEIGHT = 5.0  # as DETR weighs L1 of boxes against classes
 JITTER = 0.25  # of brightness and contrast
 _WORD = {word: number for number, word in enumerate(VOCABULARY)}
 
@@ -78,6 +79,7 @@ def prepare(model: Model, family: Family, device: str) -> None:
     if family.kind == "detection":
         net.cells = Cells(net.model.input_projection.in_channels, len(CLASSES)).to(device)
         net.model.backbone.register_forward_hook(net.cells.look_at_maps)
+        net.model.encoder.register_forward_hook(net.cells.look_at_memory)
     elif family.kind == "classification":
         net.cells = Cells(net.layer3[-1].conv3.out_channels, len(CLASSES)).to(device)
         net.layer3.register_forward_hook(net.cells.look_at_map)
@@ -96,7 +98,7 @@ class Cells(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.head = nn.Conv2d(channels, classes + 1, 1)
-        self.seen = torch.empty(0)
+        self.seen = self.memory = torch.empty(0)
 
     def look_at_map(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """A forward hook on what makes a map [b, c, h, w]."""
@@ -108,6 +110,10 @@ class Cells(nn.Module):
         self.seen = maps[-1][0]
         return maps
 
+    def look_at_memory(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A forward hook on DETR's encoder: tokens [b, h · w, c] for its maps."""
+        self.memory = output.last_hidden_state
+
     def look_at_tokens(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A forward hook on a vision transformer: tokens [b, 1 + side², c]."""
         tokens = output.last_hidden_state[:, 1:].float()
@@ -117,14 +123,31 @@ class Cells(nn.Module):
     def forward(self, labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """The loss of the last pictures seen. `labels` as `boxes_of` makes them, the nearest object first."""
         said = self.head(self.seen)
-        wanted = torch.full((len(said), *said.shape[2:]), said.shape[1] - 1, device=said.device)
-        y, x = (torch.arange(n, device=said.device).add(0.5).div(n) for n in said.shape[2:])
-        for cells, told in zip(wanted, labels, strict=True):
-            for number, (cx, cy, w, h) in reversed(
-                list(zip(told["class_labels"], told["boxes"], strict=True))
-            ):
-                cells[((y - cy).abs() < 0.4 * h)[:, None] & ((x - cx).abs() < 0.4 * w)] = number
-        return F.cross_entropy(said, wanted)
+        return F.cross_entropy(said, self._wanted(labels)[0])
+
+    def boxes(self, net: Any, labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The loss of DETR's own heads on its memory: at each place the class and box of what lies there
+        (proposals of Zhu et al., 2021), which the decoder's slots then only have to tell apart.
+        """
+        classes, boxes = self._wanted(labels)
+        said = net.class_labels_classifier(self.memory).transpose(1, 2)
+        found = net.bbox_predictor(self.memory).sigmoid()
+        there = (classes < self.head.out_channels - 1).flatten(1)
+        away = F.l1_loss(found[there], boxes.flatten(1, 2)[there], reduction="sum")
+        return F.cross_entropy(said, classes.flatten(1)) + BOX_WEIGHT * away / there.sum().clamp_min(1)
+
+    def _wanted(self, labels: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """(class [b, h, w], the last one where there is nothing; box [b, h, w, 4]) of what lies there."""
+        size, device = self.seen.shape[2:], self.seen.device
+        classes = torch.full((len(labels), *size), self.head.out_channels - 1, device=device)
+        boxes = torch.zeros(*classes.shape, 4, device=device)
+        y, x = (torch.arange(n, device=device).add(0.5).div(n) for n in size)
+        for row, told in enumerate(labels):
+            for number, box in reversed(list(zip(told["class_labels"], told["boxes"], strict=True))):
+                cx, cy, w, h = box
+                here = ((y - cy).abs() < 0.4 * h)[:, None] & ((x - cx).abs() < 0.4 * w)
+                classes[row][here], boxes[row][here] = number, box
+        return classes, boxes
 
 
 def _classes(model: Model, lesson: Lesson, family: Family) -> Tensor:
@@ -142,8 +165,11 @@ def _objects(model: Model, lesson: Lesson, family: Family) -> Tensor:
     """Hungarian matching, classes, L1 and generalised IoU, in every decoder layer (Carion et al., 2020)."""
     net: Any = model.net
     mask = torch.ones(len(lesson.x), *lesson.x.shape[2:], dtype=torch.long, device=lesson.x.device)
-    loss: Tensor = net(pixel_values=lesson.x, pixel_mask=mask, labels=_boxes(lesson)).loss
-    return loss + _cells(model, lesson)
+    labels = _boxes(lesson)
+    loss: Tensor = net(pixel_values=lesson.x, pixel_mask=mask, labels=labels).loss
+    if cells := getattr(net, "cells", None):
+        loss = loss + CELLS_WEIGHT * (cells(labels) + cells.boxes(net, labels))
+    return loss
 
 
 def _cells(model: Model, lesson: Lesson) -> Tensor | float:

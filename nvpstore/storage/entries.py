@@ -22,7 +22,7 @@ EntryKind = Literal[
     "init", "video", "routes", "task", "stabilizer", "view", "meta", "results", "erase", "gc"
 ]  # fmt: skip
 
-COLLECTED = "it was begun so long ago that its objects were collected as garbage"
+_COLLECTED = "it was begun so long ago that its objects were collected as garbage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +122,20 @@ def decode_entry(data: bytes, number: int) -> LogEntry:
     return LogEntry(**known, objects=objects, removed=removed, checksum=checksum)
 
 
-def conflict(draft: LogDraft, newer: Iterable[LogEntry]) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Why a draft must not be committed. `collected`: its objects are gone, as it was begun too long ago."""
+
+    reason: str
+    collected: bool
+
+
+def conflict(draft: LogDraft, newer: Iterable[LogEntry]) -> Conflict | None:
     """Why `newer` entries, committed since the draft was prepared, forbid it; None if they do not."""
     for entry in newer:
         reason = _conflict(draft, entry)
         if reason:
-            return f"{reason} (log entry {entry.number})"
+            return Conflict(reason=f"{reason} (log entry {entry.number})", collected=reason is _COLLECTED)
     return None
 
 
@@ -135,7 +143,7 @@ def _conflict(draft: LogDraft, entry: LogEntry) -> str | None:
     if draft.kind == "gc":
         return "something was committed meanwhile"  # it may hold what was about to be deleted
     if entry.kind == "gc" and draft.attempt < entry.fence:
-        return COLLECTED
+        return _COLLECTED
     if entry.kind == "gc" and {obj.key for obj in draft.objects} & set(entry.removed):
         return "gc is deleting an object that it names"
     if draft.kind == "view":

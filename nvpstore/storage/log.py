@@ -22,7 +22,7 @@ from nvpstore.errors import (
     UsageError,
 )
 from nvpstore.storage.entries import (
-    COLLECTED,
+    Conflict,
     LogDraft,
     LogEntry,
     conflict,
@@ -121,8 +121,8 @@ class Log:
                 newer = list(self.entries(after=previous.number))
                 if not newer:
                     raise
-                if reason := conflict(draft, newer):
-                    raise self._dropped(draft, reason) from None
+                if found := conflict(draft, newer):
+                    raise self._dropped(draft, found) from None
                 previous = newer[-1]
             else:
                 self._newest = entry
@@ -137,10 +137,10 @@ class Log:
                 f"{self.grace_seconds} s is allowed: run it again",
             )
 
-    def _dropped(self, draft: LogDraft, reason: str) -> CommitDropped:
-        if reason.startswith(COLLECTED):
-            return self._too_old(draft, reason)
-        return CommitDropped(self._said(draft, reason))
+    def _dropped(self, draft: LogDraft, found: Conflict) -> CommitDropped:
+        if found.collected:
+            return self._too_old(draft, found.reason)
+        return CommitDropped(self._said(draft, found.reason))
 
     def _too_old(self, draft: LogDraft, reason: str) -> AttemptTooOld:
         return AttemptTooOld(self._said(draft, reason))
@@ -184,8 +184,8 @@ class Log:
         except ObjectMissing:
             # An erasure or gc takes them first; then that is the reason, not what is missing.
             newer = [] if after is None else self.entries(after=after)
-            if reason := conflict(draft, newer):
-                raise self._dropped(draft, reason) from None
+            if conflicting := conflict(draft, newer):
+                raise self._dropped(draft, conflicting) from None
             raise
 
 

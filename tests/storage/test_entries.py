@@ -49,7 +49,8 @@ ANSWERS = result_object()
 
 def refused(later: LogDraft, *newer: LogDraft) -> str | None:
     entries = [new_entry(one, number=n, previous_digest="") for n, one in enumerate(newer, start=5)]
-    return conflict(later, entries)
+    found = conflict(later, entries)
+    return found.reason if found else None
 
 
 def test_an_entry_comes_back_from_its_bytes() -> None:
