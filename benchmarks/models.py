@@ -23,7 +23,7 @@ from benchmarks.machine import ROOT, write_result
 from nvpstore.api.output import TextOutput, aligned
 from nvpstore.codec.build import Architecture, build_architecture, find_preset, stage_gflops
 from nvpstore.errors import TaskError
-from nvpstore.routing.select import ADAPTER_SHARE, adapter_gflops, adapter_parameters, worthwhile_cuts
+from nvpstore.routing.select import adapter_gflops, adapter_parameters, most_parameters, worthwhile_cuts
 from nvpstore.tasks.recipes import RECIPES
 from nvpstore.tasks.registry import LoadedTask, builtin_spec, load, packaged_weights, spec_of
 from nvpstore.types import RGB_STAGE
@@ -114,7 +114,7 @@ def _pairs(
                 continue
             stages = arch.stage_names[: i + 1]
             parameters = adapter_parameters(arch, stages, cut)
-            if parameters <= ADAPTER_SHARE * task.backbone.parameters:
+            if parameters <= most_parameters(task.backbone):
                 yield decode[i] + adapter_gflops(arch, stages, cut) + tail, tail, stage, cut.name, parameters
 
 

@@ -19,9 +19,6 @@ from nvpstore.types import StoredObject
 # Weights and latents of 8 bits, compressed, with the footers of their files: bytes a parameter, as measured.
 BYTES_A_PARAMETER = 0.98
 LATER_SHARE = 0.10  # of the frames, for a task that the fit did not know
-# A net of a quarter of the width has a sixteenth of the parameters, its adapters a quarter of theirs: where
-# full-size backbones keep to one hundredth, these may take four.
-NARROW_ADAPTER_SHARE = 0.04
 ROUTES = "/routes/"  # in the keys of objects
 BASE = Preset(
     name="world",
@@ -78,9 +75,7 @@ def preset_for(bpp: float, *, pixels: int, codec: CodecKind, epochs: int) -> str
 def open_archive(root: Path, nets: Path) -> Archive:
     """An archive in which the nets are registered, with their weights."""
     import nvpstore
-    from nvpstore.routing import select
 
-    select.ADAPTER_SHARE = NARROW_ADAPTER_SHARE
     archive = nvpstore.open(root, create=True)
     known = {row["name"] for row in archive.tasks()}
     for name, family in FAMILIES.items():

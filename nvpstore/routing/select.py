@@ -19,7 +19,9 @@ POSITIONS_PER_UNIT = 32
 # A tail above the first share saves too little to be worth an adapter; one below the second leaves so little
 # of the backbone that the adapter would have to hold the answers themselves.
 TAIL_SHARES = (0.5, 0.1)
-ADAPTER_SHARE = 0.01  # of the backbone's parameters: above it, an adapter is not micro
+# Above this share of the backbone's parameters an adapter is not micro; a small backbone's may have as many
+# as that of one with 4 million.
+ADAPTER_SHARE, ADAPTER_LEAST = 0.01, 40_000
 FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
 HELD_OUT_EVERY = 4  # of the units that tasks may see, every fourth judges the ridge fit
 
@@ -97,7 +99,7 @@ def rank_pairs(
             stages = arch.stage_names[: i + 1]
             cost = decode[stage] + adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
             parameters = adapter_parameters(arch, stages, cut)
-            if i < FIRST_STAGE or cost >= pixel or parameters > ADAPTER_SHARE * backbone.parameters:
+            if i < FIRST_STAGE or cost >= pixel or parameters > most_parameters(backbone):
                 continue
             alike = [linear_cka(x[stage], y) for x, y in zip(placed, samples[cut.name], strict=True)]
             cka = sum(alike) / len(alike)
@@ -105,6 +107,11 @@ def rank_pairs(
                 Candidate(stages=stages, cut=cut.name, cka=cka, gflops=cost, score=cka * (1 - cost / pixel))
             )
     return tuple(sorted(ranked, key=lambda c: (-c.score, c.gflops, c.cut)))
+
+
+def most_parameters(backbone: Backbone) -> float:
+    """How many an adapter may have."""
+    return max(ADAPTER_LEAST, ADAPTER_SHARE * backbone.parameters)
 
 
 def worthwhile_cuts(backbone: Backbone) -> tuple[Cut, ...]:

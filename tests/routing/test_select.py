@@ -11,6 +11,7 @@ from nvpstore.routing import select
 from nvpstore.routing.select import (
     Candidate,
     cut_samples,
+    most_parameters,
     rank_pairs,
     ridge_for,
     spread_top,
@@ -50,6 +51,14 @@ def test_candidates_are_micro_and_cheaper_than_pixels(backbone: CutBackbone) -> 
         assert channels * backbone.cut(candidate.cut).channels[0] <= 0.01 * backbone.parameters
     scores = [candidate.score for candidate in ranked]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_adapters_of_small_backbones_may_have_a_larger_share(
+    backbone: CutBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert most_parameters(backbone) == 0.01 * backbone.parameters
+    monkeypatch.setattr(backbone, "parameters", 1_500_000)
+    assert most_parameters(backbone) == 40_000
 
 
 def test_the_stage_that_holds_a_cuts_features_ranks_first_and_its_ridge_fit_explains_them(
