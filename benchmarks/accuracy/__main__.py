@@ -1,13 +1,14 @@
-"""python -m benchmarks.accuracy FOLDER --nets NETS_FOLDER [--bpp 0.1 …] [--clips 4] [--frames 240]
+"""python -m benchmarks.accuracy FOLDER [--nets NETS_FOLDER] [--bpp 0.1 …] [--clips 4] [--frames 240]
 [--epochs 60] [--codec hnerv …] [--device auto] [--out FILE]: how right answers from the store are.
 
-On unseen clips of the labelled world, for each net (python -m benchmarks.nets trains them): on source frames;
-on what x264, x265 and AV1 make of them at the same bytes, also at half size; from cached features at 8 and 4
-bit; from stored answers; constant and held answers; and ours, fitted jointly with the nets, or fitted for
-reconstruction alone with adapters trained behind it on every second frame (adapter only) or on a tenth of
-the frames (a task that nobody knew when the video was fitted). Accuracy in three columns: over the frames
-that training saw, over those it did not, and for the unknown task. Differences from source frames come with
-the bootstrap interval of clips. Every row that is done lies in FOLDER/rows: a rerun goes on.
+On unseen clips of the labelled world, for each net (benchmarks/nets/weights; python -m benchmarks.nets trains
+them): on source frames; on what x264, x265 and AV1 make of them at the same bytes, also at half size; from
+cached features at 8 and 4 bit; from stored answers; constant and held answers; and ours, fitted jointly with
+the nets, or fitted for reconstruction alone with adapters trained behind it on every second frame (adapter
+only) or on a tenth of the frames (a task that nobody knew when the video was fitted). Accuracy in three
+columns: over the frames that training saw, over those it did not, and for the unknown task. Differences from
+source frames come with the bootstrap interval of clips. Every row that is done lies in FOLDER/rows: a rerun
+goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nets", type=Path, required=True)
+    parser.add_argument("--nets", type=Path, default=ROOT / "benchmarks/nets/weights")
     parser.add_argument("--bpp", type=float, nargs="+", default=list(BPP))
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--frames", type=int, default=240)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.nets FOLDER [NET …] [--stills 20000] [--clips 1600] [--share 1.0] [--device auto]:
+"""python -m benchmarks.nets FOLDER [NET …] [--stills 20000] [--clips 900] [--share 1.0] [--device auto]:
 train the reduced nets on the labelled world, and say how right they are on source frames of its test clips.
 
 Writes FOLDER/<net>.safetensors and FOLDER/nets.json; killed, it goes on where it was. `--share` trains fewer
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("nets", nargs="*", metavar="NET", help=f"of {', '.join(FAMILIES)}")
     parser.add_argument("--stills", type=int, default=20_000, help="worlds of a frame each")
-    parser.add_argument("--clips", type=int, default=1600, help="worlds that nets of clips learn from")
+    parser.add_argument("--clips", type=int, default=900, help="worlds that nets of clips learn from")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(arguments)

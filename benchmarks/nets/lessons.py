@@ -20,6 +20,7 @@ from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import TaskKind
 
 CELLS_WEIGHT = 2.0
+TRACKED = 2  # the block of SlowFast whose maps are looked at: an eighth of the pictures' sides
 BOX_WEIGHT = 5.0  # as DETR weighs L1 of boxes against classes
 JITTER = 0.25  # of brightness and contrast
 _WORD = {word: number for number, word in enumerate(VOCABULARY)}
@@ -27,16 +28,19 @@ _WORD = {word: number for number, word in enumerate(VOCABULARY)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """Units ready for the backbone, and what is true of each. `flipped`: left and right are exchanged."""
+    """Units ready for the backbone, and what is true of each, and of each of its frames. `flipped`: left and
+    right are exchanged.
+    """
 
     x: Tensor
     truth: Sequence[FrameTruth]
+    frames: Sequence[Sequence[FrameTruth]]
     flipped: Sequence[bool]
 
 
 def draw(footage: Footage, family: Family, spec: TaskSpec, chance: random.Random) -> Lesson:
     """A batch of frames, or of clips, anywhere in the footage; flipped, lighter or darker."""
-    pictures, truth, flipped = [], [], []
+    pictures, truth, shown, flipped = [], [], [], []
     for _ in range(family.batch):
         clip = chance.randrange(footage.clips)
         frames = _unit(footage.frames, spec, chance)
@@ -44,8 +48,9 @@ def draw(footage: Footage, family: Family, spec: TaskSpec, chance: random.Random
         rgb = footage.at(clip, frames)
         pictures.append(_varied(rgb.flip(-1) if flip else rgb, chance))
         truth.append(footage.truth[clip][middle(frames)])
+        shown.append([footage.truth[clip][frame] for frame in frames])
         flipped.append(flip)
-    return Lesson(x=spec.prepare(torch.cat(pictures)), truth=truth, flipped=flipped)
+    return Lesson(x=spec.prepare(torch.cat(pictures)), truth=truth, frames=shown, flipped=flipped)
 
 
 def middle(frames: Sequence[int]) -> int:
@@ -72,8 +77,13 @@ EXTRA = "cells."  # what a net has only while it learns
 
 
 def prepare(model: Model, family: Family, device: str) -> None:
-    """A net in training: bf16 in it (of DETR in the trunk alone: its boxes become NaN), and `Cells`."""
+    """A net in training: bf16 in it (DETR: in the trunk alone, its boxes become NaN), and a second lesson."""
     net: Any = model.net
+    if family.kind == "action":
+        paths = net.blocks[TRACKED + 1].multipathway_blocks
+        net.cells = Track([path.res_blocks[0].branch1_conv.in_channels for path in paths]).to(device)
+        net.blocks[TRACKED].multipathway_fusion.register_forward_hook(net.cells.look_at)
+        return
     part = net.model.backbone.model if family.kind == "detection" else net
     part.forward = torch.autocast(device, torch.bfloat16)(part.forward)
     if family.kind == "detection":
@@ -150,6 +160,48 @@ class Cells(nn.Module):
         return classes, boxes
 
 
+class Track(nn.Module):
+    """A second lesson for SlowFast: where the object in front is, at each time, on both paths' maps."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv3d(each, 1, 1) for each in channels)
+        self.seen: list[Tensor] = []
+
+    def look_at(self, module: nn.Module, inputs: Any, output: Sequence[Tensor]) -> None:
+        """A forward hook on what makes the paths' maps [b, c, t, h, w]."""
+        self.seen = [each.float() for each in output]
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The loss of the last clips seen."""
+        wanted = torch.stack(
+            [
+                torch.stack([_front(told, flip=flip) for told in frames])
+                for frames, flip in zip(lesson.frames, lesson.flipped, strict=True)
+            ]
+        ).to(lesson.x.device)
+        return torch.stack(
+            [self._loss(*each, wanted) for each in zip(self.heads, self.seen, strict=True)]
+        ).sum()
+
+    def _loss(self, head: nn.Module, seen: Tensor, boxes: Tensor) -> Tensor:
+        """`boxes` [b, frames, 4] as centre and size in fractions, of size 0 where nothing is in front."""
+        said = head(seen).squeeze(1)
+        times = torch.linspace(0, boxes.shape[1] - 1, said.shape[1], device=said.device).long()
+        cx, cy, w, h = boxes[:, times].unbind(-1)
+        y, x = (torch.arange(n, device=said.device).add(0.5).div(n) for n in said.shape[2:])
+        rows = (y - cy[..., None]).abs() < h[..., None] / 2
+        columns = (x - cx[..., None]).abs() < w[..., None] / 2
+        return F.binary_cross_entropy_with_logits(said, (rows[..., None] & columns[..., None, :]).float())
+
+
+def _front(told: FrameTruth, *, flip: bool) -> Tensor:
+    """The box [4] of the object that acts."""
+    if not told.boxes or told.boxes[0][0] != told.label:
+        return torch.zeros(4)
+    return boxes_of(told, flip=flip)["boxes"][0]
+
+
 def _classes(model: Model, lesson: Lesson, family: Family) -> Tensor:
     wanted = [family.labels.index(told.label) for told in lesson.truth]
     loss = F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
@@ -158,7 +210,11 @@ def _classes(model: Model, lesson: Lesson, family: Family) -> Tensor:
 
 def _actions(model: Model, lesson: Lesson, family: Family) -> Tensor:
     wanted = [family.labels.index(told.action) for told in lesson.truth]
-    return F.cross_entropy(model.run(lesson.x), _on(lesson.x, wanted), label_smoothing=0.05)
+    cells: Any = getattr(model.net, "cells", None)
+    with torch.autocast(lesson.x.device.type, torch.bfloat16, enabled=cells is not None):
+        said = model.run(lesson.x)
+    loss = F.cross_entropy(said.float(), _on(lesson.x, wanted), label_smoothing=0.05)
+    return loss if cells is None else loss + CELLS_WEIGHT * cells(lesson)
 
 
 def _objects(model: Model, lesson: Lesson, family: Family) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def train(
     torch.manual_seed(SEED + step)
     while step < steps:
         lesson = draw(footage, family, spec, random.Random(f"{SEED} {name} {step}"))
-        lesson = type(lesson)(x=lesson.x.to(device), truth=lesson.truth, flipped=lesson.flipped)
+        lesson = replace(lesson, x=lesson.x.to(device))
         for group in optimizer.param_groups:
             group["lr"] = family.rate * _schedule(step / steps)
         loss = LOSSES[family.kind](model, lesson, family)
@@ -83,12 +83,19 @@ def train(
             told(f"{name}: step {step} of {steps}, loss {sum(losses) / len(losses):.3f}")
     seconds += time.perf_counter() - began
     net.eval()
-    (folder / f"{name}.safetensors").write_bytes(
-        as_safetensors({k: tensor.cpu() for k, tensor in net.state_dict().items() if not k.startswith(EXTRA)})
-    )
+    (folder / f"{name}.safetensors").write_bytes(as_safetensors(_stored(net)))
     checkpoint.unlink(missing_ok=True)
     mean = sum(losses) / max(1, len(losses))
     return Trained(model=model, steps=steps, loss=mean, seconds=seconds)
+
+
+def _stored(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Matrices and kernels in fp16, what scales and shifts them as it is; without the second lesson."""
+    return {
+        name: tensor.cpu().half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in net.state_dict().items()
+        if not name.startswith(EXTRA)
+    }
 
 
 def _schedule(done: float) -> float:
