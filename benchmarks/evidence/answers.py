@@ -44,11 +44,12 @@ def accuracy_losses(found: Found) -> Iterator[str]:
         ours = [row for row in rows if row["route"] == "adapter" and " joint " in row["artefact"]]
         theirs = [row for row in rows if row["artefact"].startswith("x264") and "half" not in row["artefact"]]
         for own, other in zip(ours, theirs, strict=False):
-            if own["unseen"]["accuracy"] < other["unseen"]["accuracy"]:
+            lost, theirs_lost = (-row["unseen"]["difference"]["mean"] for row in (own, other))
+            if lost > theirs_lost:
                 yield (
-                    f"{net}: {own['unseen']['accuracy']:.3f} from {own['artefact']} on frames that its terms "
-                    f"did not see, {other['unseen']['accuracy']:.3f} from {other['artefact']}, "
-                    f"{own['unseen']['source_accuracy']:.3f} on source frames."
+                    f"{net}: on frames that its terms did not see {own['artefact']} is {100 * lost:.1f} "
+                    f"points less right than source frames ({own['unseen']['source_accuracy']:.3f}), "
+                    f"{other['artefact']} {100 * theirs_lost:.1f}."
                 )
 
 

@@ -120,9 +120,9 @@ FAMILIES: Mapping[str, Family] = {
                 "auxiliary_loss": True,
             }
         },
-        steps=6_000,
+        steps=4_000,
         batch=24,
-        rate=4e-4,
+        rate=5e-4,
     ),
     # BLIP of four layers each side: a sentence about it.
     "world_caption": Family(

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import TaskKind
 
 CELLS_WEIGHT = 2.0
+FROZEN = "DetrFrozenBatchNorm2d"  # of transformers, which is imported only where a net of it is built
+NOTHING = 0.1  # as DETR weighs slots without an object
 TRACKED = 2  # the block of SlowFast whose maps are looked at: an eighth of the pictures' sides
 BOX_WEIGHT = 5.0  # as DETR weighs L1 of boxes against classes
 JITTER = 0.25  # of brightness and contrast
@@ -87,7 +89,8 @@ def prepare(model: Model, family: Family, device: str) -> None:
     part = net.model.backbone.model if family.kind == "detection" else net
     part.forward = torch.autocast(device, torch.bfloat16)(part.forward)
     if family.kind == "detection":
-        net.cells = Cells(net.model.input_projection.in_channels, len(CLASSES)).to(device)
+        _thaw(net.model.backbone)
+        net.cells = Cells(net.model.input_projection.in_channels, len(CLASSES), nothing=NOTHING).to(device)
         net.model.backbone.register_forward_hook(net.cells.look_at_maps)
         net.model.encoder.register_forward_hook(net.cells.look_at_memory)
     elif family.kind == "classification":
@@ -98,16 +101,28 @@ def prepare(model: Model, family: Family, device: str) -> None:
         net.vision_model.register_forward_hook(net.cells.look_at_tokens)
 
 
+def _thaw(net: nn.Module) -> None:
+    """DETR's normalisation has statistics that do not change, of a trunk that knows ImageNet: one that begins
+    to learn needs its batches' own, which are kept under the same names.
+    """
+    for name, module in net.named_children():
+        if type(module).__name__ == FROZEN:
+            setattr(net, name, nn.BatchNorm2d(len(cast(Tensor, module.weight))))
+        else:
+            _thaw(module)
+
+
 class Cells(nn.Module):
     """A second lesson: the class of what lies at each place of a map inside a net.
 
     By its own lesson alone a net takes very long to find out what it is to look at; published nets begin with
-    a trunk that knows ImageNet.
+    a trunk that knows ImageNet. `nothing` is the weight of places without an object.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, *, nothing: float = 1.0) -> None:
         super().__init__()
         self.head = nn.Conv2d(channels, classes + 1, 1)
+        self.register_buffer("weights", torch.tensor([1.0] * classes + [nothing]))
         self.seen = self.memory = torch.empty(0)
 
     def look_at_map(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -133,7 +148,7 @@ class Cells(nn.Module):
     def forward(self, labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """The loss of the last pictures seen. `labels` as `boxes_of` makes them, the nearest object first."""
         said = self.head(self.seen)
-        return F.cross_entropy(said, self._wanted(labels)[0])
+        return F.cross_entropy(said, self._wanted(labels)[0], self.weights)
 
     def boxes(self, net: Any, labels: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """The loss of DETR's own heads on its memory: at each place the class and box of what lies there
@@ -144,7 +159,9 @@ class Cells(nn.Module):
         found = net.bbox_predictor(self.memory).sigmoid()
         there = (classes < self.head.out_channels - 1).flatten(1)
         away = F.l1_loss(found[there], boxes.flatten(1, 2)[there], reduction="sum")
-        return F.cross_entropy(said, classes.flatten(1)) + BOX_WEIGHT * away / there.sum().clamp_min(1)
+        return F.cross_entropy(
+            said, classes.flatten(1), self.weights
+        ) + BOX_WEIGHT * away / there.sum().clamp_min(1)
 
     def _wanted(self, labels: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """(class [b, h, w], the last one where there is nothing; box [b, h, w, 4]) of what lies there."""

@@ -90,11 +90,13 @@ def train(
 
 
 def _stored(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Matrices and kernels in fp16, what scales and shifts them as it is; without the second lesson."""
+    """Matrices and kernels in fp16, what scales and shifts them as it is; without counters of batches, and
+    without the second lesson.
+    """
     return {
         name: tensor.cpu().half() if tensor.ndim > 1 and tensor.is_floating_point() else tensor.cpu()
         for name, tensor in net.state_dict().items()
-        if not name.startswith(EXTRA)
+        if not name.startswith(EXTRA) and not name.endswith("num_batches_tracked")
     }
 
 

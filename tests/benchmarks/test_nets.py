@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.accuracy.answers import accuracy, from_outputs
 from benchmarks.nets.__main__ import test_score as score_of
 from benchmarks.nets.__main__ import trained
 from benchmarks.nets.families import BEGIN, CAPTION_TOKENS, END, FAMILIES, PAD, VOCABULARY
 from benchmarks.nets.footage import Footage, footage
-from benchmarks.nets.lessons import LOSSES, boxes_of, draw, tokens_of
+from benchmarks.nets.lessons import EXTRA, LOSSES, boxes_of, draw, tokens_of
 from benchmarks.nets.training import train
 from benchmarks.world import CLASSES, HEIGHT, WIDTH, caption
 from nvpstore.tasks.registry import build_model
@@ -77,6 +78,21 @@ def test_a_net_learns_one_batch_by_heart(name: str, seen: Footage) -> None:
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_what_is_stored_is_the_net_without_its_second_lesson(
+    name: str, tmp_path: Path, seen: Footage
+) -> None:
+    family = replace(FAMILIES[name], batch=2)
+    done = train(name, family, seen, tmp_path, device="cpu", steps=1, told=print)
+    assert any(key.startswith(EXTRA) for key in done.model.net.state_dict())
+    stored = load_file(tmp_path / f"{name}.safetensors")
+    assert not any(key.startswith(EXTRA) for key in stored)
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} == {torch.float16}
+    task = trained(name, family, tmp_path)
+    answers = task.backbone.whole(torch.zeros(1, *task.spec.input_shape))
+    assert answers.isfinite().all()
 
 
 def test_training_goes_on_where_it_was_killed(tmp_path: Path, seen: Footage) -> None:
