@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from nvpstore.query.scope import OUT
+from nvpstore.query.through import OUT
 
 _LONG_LIST = 16
 MOST_BOUNDS = 400

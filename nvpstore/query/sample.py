@@ -34,7 +34,7 @@ from nvpstore.query.frames import (
 from nvpstore.query.implied import strengthen, weaken
 from nvpstore.query.options import TableOptions
 from nvpstore.query.places import Places, in_order
-from nvpstore.query.scope import OUT
+from nvpstore.query.through import OUT
 from nvpstore.query.writing import written
 
 _OF_LEAN = ("video_id", "segment", "start_frame", "frames", "has_source", "fitted", "source_bytes")

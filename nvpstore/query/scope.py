@@ -17,27 +17,24 @@ from sqlglot import exp
 
 from nvpstore.query.closed import catalog_item, is_closed
 from nvpstore.query.implied import DERIVED, Rewrite, weaken
-from nvpstore.query.names import CATALOG_VIEWS
 from nvpstore.query.parse import RELATION, Query, visible_ctes
 from nvpstore.query.safety import unstable
-from nvpstore.query.sources import (
-    FRAME_COLUMNS,
-    Columns,
-    Source,
-    inner_query,
-    output_names,
-    project,
-    resolve,
-    sources,
+from nvpstore.query.sources import FRAME_COLUMNS, Columns, Source, inner_query, resolve, sources
+from nvpstore.query.through import (
+    OUT,
+    blocks,
+    columns_alike,
+    has_known_types,
+    outputs_read,
+    plain_outputs,
+    renamed,
+    through,
 )
 
-OUT = "__nvp_s"  # stands for the source that a predicate is about
 # Columns of the view `videos` that are a table's own.
 _STORED_OF_VIDEOS = frozenset(
     ["video_id", "name", "duration", "width", "height", "frames", "state", "tags", "recorded_at"]
 )
-WHOLE_NUMBERS = ("frame", "segment", "rank", "object")  # columns of task tables, by their types
-TEXTS = ("video_id", "label", "route", "caption")
 CATALOG_ALIAS = "__nvp_c"  # catalog tables inside the EXISTS of a derived semi join
 
 
@@ -86,16 +83,16 @@ class _Walk:
         left, right = inner_query(union.left), inner_query(union.right)
         if left is None or right is None:
             return
-        names = [_plain_outputs(branch) for branch in (left, right)]
+        names = [plain_outputs(branch) for branch in (left, right)]
         cut = any(union.args.get(part) for part in ("limit", "offset", "by_name"))
         if cut or names[0] is None or names[1] is None or len(names[0]) != len(names[1]):
             return
         # A column of two types is a third one in the union, and compared as that.
-        alike = _columns_alike(left, right, self.columns)
-        inherited = [node for node in inherited if _outputs_read(node) <= alike]
+        alike = columns_alike(left, right, self.columns)
+        inherited = [node for node in inherited if outputs_read(node) <= alike]
         self.visit(left, inherited)
         positions = dict(zip(names[0], names[1], strict=True))
-        self.visit(right, [_renamed(node, positions) for node in inherited])
+        self.visit(right, [renamed(node, positions) for node in inherited])
 
     def _select(self, select: exp.Select, inherited: list[exp.Expr]) -> None:
         found = sources(select, self.columns)
@@ -103,9 +100,9 @@ class _Walk:
             return  # DuckDB samples before WHERE: what is sampled must be everything
         conditions = list(_conditions(select, found))
         visible = [source for source in found if not source.hidden]
-        if not _blocks(select):
+        if not blocks(select):
             for node in inherited:
-                mapped = weaken(node, lambda atom: _through(atom, select, self.columns))
+                mapped = weaken(node, lambda atom: through(atom, select, self.columns))
                 if mapped is not None:
                     conditions.append(_Condition(index=len(found), node=mapped, among=visible))
         for source in found:
@@ -273,7 +270,7 @@ def _equal_columns(
         sides = [resolve(side, condition.among) for side in (node.left, node.right)]
         others = [side for side in sides if side is not None and side is not target]
         same_name = node.left.name.lower() == node.right.name.lower()
-        typed = len(others) == 1 and _has_known_types(others[0])  # of another type, equal is not identical
+        typed = len(others) == 1 and has_known_types(others[0])  # of another type, equal is not identical
         if same_name and target in sides and typed and others[0] in real:
             linked.setdefault(others[0].index, set()).add(node.left.name.lower())
     equal: dict[tuple[int, str], str] = {}
@@ -304,82 +301,7 @@ def _substitute(
     return copy if isinstance(copy.this, (exp.Column, exp.Binary, exp.Connector)) else copy.this
 
 
-# ---------------------------------------------------------------- through a query's outputs
-
-
-def _blocks(select: exp.Select) -> bool:
-    """Whether filtering `select`'s rows differs from filtering what it reads."""
-    if any(select.args.get(part) for part in ("limit", "offset", "group", "having", "qualify", "sample")):
-        return True
-    distinct = select.args.get("distinct")
-    if distinct is not None and distinct.args.get("on") is not None:
-        return True
-    return any(item.find(exp.AggFunc, exp.Window, exp.Unnest, exp.Explode) for item in select.expressions)
-
-
-def _through(atom: exp.Expr, select: exp.Select, columns: Columns) -> exp.Expr | None:
-    """`atom` over `select`'s outputs as one over its sources."""
-    copy = exp.Paren(this=atom.copy())
-    for node in list(copy.find_all(exp.Column)):
-        if node.table != OUT:
-            continue
-        behind = project(select, node.name.lower(), columns)
-        if behind is None or behind.find(exp.Query, exp.Anonymous, exp.AggFunc) or unstable(behind.walk()):
-            return None
-        node.replace(behind.copy() if isinstance(behind, exp.Column) else exp.paren(behind))
-    mapped: exp.Expr = copy.this
-    return mapped
-
-
-def _plain_outputs(query: exp.Expr) -> list[str] | None:
-    if not isinstance(query, exp.Select) or any(item.is_star for item in query.expressions):
-        return None
-    return [item.alias_or_name.lower() for item in query.expressions]
-
-
-def _columns_alike(left: exp.Expr, right: exp.Expr, columns: Columns) -> set[str]:
-    """Outputs of `left` that are, as those of `right` there, one column of task or catalog tables."""
-    alike = set()
-    found = [sources(side, columns) for side in (left, right) if isinstance(side, exp.Select)]
-    for pair in zip(left.expressions, right.expressions, strict=True):
-        origins = [_origin(item.unalias(), own) for item, own in zip(pair, found, strict=True)]
-        written = [
-            _is_written_as(item.unalias(), origin) for item, origin in zip(pair, origins[::-1], strict=True)
-        ]
-        if (origins[0] is not None and origins[0] == origins[1]) or any(written):
-            alike.add(pair[0].alias_or_name.lower())
-    return alike
-
-
-def _is_written_as(node: exp.Expr, origin: tuple[str, str] | None) -> bool:
-    """Whether a literal has the type of a column of a task table."""
-    if not isinstance(node, exp.Literal) or origin is None or origin[0] != "task":
-        return False
-    return origin[1] in (TEXTS if node.is_string else WHOLE_NUMBERS if node.is_int else ())
-
-
-def _origin(node: exp.Expr, among: list[Source]) -> tuple[str, str] | None:
-    """(what kind of table, column) that an expression plainly is; tables of one kind have the same types."""
-    source = resolve(node, among) if isinstance(node, exp.Column) else None
-    if source is None or not _has_known_types(source):
-        return None
-    return (source.kind if source.kind == "task" else source.name, node.name.lower())
-
-
-def _has_known_types(source: Source) -> bool:
-    return source.kind == "task" or (source.kind == "catalog" and source.name in CATALOG_VIEWS)
-
-
-def _outputs_read(node: exp.Expr) -> set[str]:
-    return {column.name.lower() for column in node.find_all(exp.Column) if column.table == OUT}
-
-
-def _renamed(node: exp.Expr, names: dict[str, str]) -> exp.Expr:
-    copy = node.copy()
-    for column in copy.find_all(exp.Column):
-        if column.table == OUT:
-            column.set("this", exp.to_identifier(names.get(column.name.lower(), column.name), quoted=True))
-    return copy
+# ---------------------------------------------------------------- queries in a query
 
 
 def _reader_counts(tree: exp.Query) -> dict[int, int]:
@@ -400,6 +322,3 @@ def _nested_queries(query: exp.Expr) -> Iterator[exp.Expr]:
         if node is not query and node.find_ancestor(exp.Select, exp.SetOperation) is query
     ]
     yield from sorted(inner, key=lambda node: isinstance(node.parent, exp.CTE))
-
-
-__all__ = ["FRAME_COLUMNS", "OUT", "find_scopes", "output_names"]
