@@ -29,6 +29,7 @@ from benchmarks.accuracy.clips import TestClip, ask, load_clip, truth_of, units_
 from benchmarks.accuracy.codecs import ENCODERS, at_bytes
 from benchmarks.accuracy.summary import summarised, table
 from benchmarks.machine import ROOT, write_result
+from benchmarks.nets import WEIGHTS
 from benchmarks.nets.__main__ import trained
 from benchmarks.nets.families import FAMILIES
 from nvpstore.api.output import TextOutput, aligned
@@ -44,7 +45,7 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nets", type=Path, default=ROOT / "benchmarks/nets/weights")
+    parser.add_argument("--nets", type=Path, default=WEIGHTS)
     parser.add_argument("--bpp", type=float, nargs="+", default=list(BPP))
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--frames", type=int, default=240)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.accuracy.answers import accuracy, from_outputs
+from benchmarks.nets import WEIGHTS
 from benchmarks.nets.__main__ import test_score as score_of
 from benchmarks.nets.__main__ import trained
 from benchmarks.nets.families import BEGIN, CAPTION_TOKENS, END, FAMILIES, PAD, VOCABULARY
@@ -93,6 +94,12 @@ def test_what_is_stored_is_the_net_without_its_second_lesson(
     task = trained(name, family, tmp_path)
     answers = task.backbone.whole(torch.zeros(1, *task.spec.input_shape))
     assert answers.isfinite().all()
+
+
+def test_the_committed_nets_know_the_world(tmp_path: Path) -> None:
+    fresh = footage(tmp_path, split="test", clips=3, frames=40)
+    for name, family in FAMILIES.items():
+        assert score_of(trained(name, family, WEIGHTS), family, fresh) > 0.3, name
 
 
 def test_training_goes_on_where_it_was_killed(tmp_path: Path, seen: Footage) -> None:
