@@ -62,7 +62,7 @@ class IndexedVideo:
     rotation_degrees: int
     time_base: Fraction
     average_fps: Fraction
-    pixel_aspect: Fraction
+    pixel_aspect: Fraction | None  # None: only the manifest says it (exports.pixel_aspect)
     frames: int
     duration_seconds: float | None
     pts_origin: int | None
@@ -399,7 +399,7 @@ def _video(row: Row) -> IndexedVideo:
     values = row | {
         "time_base": Fraction(row["time_base_num"], row["time_base_den"]),
         "average_fps": Fraction(row["fps_num"], row["fps_den"]),
-        "pixel_aspect": Fraction(row["aspect_num"] or 1, row["aspect_den"] or 1),
+        "pixel_aspect": row["aspect_num"] and Fraction(row["aspect_num"], row["aspect_den"]),
         "duration_seconds": row["duration"],
         "audio": audio,
         "tags": dict(row["tags"]),

@@ -21,7 +21,16 @@ from nvpstore.catalog.answers import StoredResult, stored_results
 from nvpstore.config import Settings, load_settings
 from nvpstore.engine.choice import EngineName, made_engine
 from nvpstore.errors import CommitDropped, StoreError, UsageError
-from nvpstore.exports import ExportSummary, Form, Picture, export_excerpt, export_original, export_whole, told
+from nvpstore.exports import (
+    ExportSummary,
+    Form,
+    Picture,
+    export_excerpt,
+    export_original,
+    export_whole,
+    pixel_aspect,
+    told,
+)
 from nvpstore.query.attached import attach_views
 from nvpstore.query.children import Children
 from nvpstore.query.compared import SteadyAnswers, Which, compare_answers
@@ -730,7 +739,12 @@ class Archive:
             return export_original(self.store, video, str(out))
         frames = self.frames(video.video_id, start=start, end=end, stabilize=stabilize, upscale=upscale)
         batches = told(frames, progress)
-        form = Form(lossless=lossless, stabilized=stabilize, upscaled=upscale)
+        form = Form(
+            pixel_aspect=pixel_aspect(self.store, snapshot, video),
+            lossless=lossless,
+            stabilized=stabilize,
+            upscaled=upscale,
+        )
         if start is not None or end is not None:
             return export_excerpt(video, batches, str(out), start=start, end=end, form=form)
         sound = self.original(video.video_id) if video.state == "added" else None

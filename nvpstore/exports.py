@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from nvpstore.catalog import IndexedVideo
+from nvpstore.catalog import IndexedVideo, Snapshot
 from nvpstore.errors import UsageError
+from nvpstore.storage.keys import manifest_key
 from nvpstore.storage.objects import ObjectStore
 from nvpstore.storage.originals import local_original, write_original
+from nvpstore.storage.tables import decode_manifest
 from nvpstore.types import FrameBatch
 from nvpstore.video.export import write_pngs, write_video
 
@@ -36,8 +39,11 @@ class ExportSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How pictures are written: without loss, and whether they were made steady and larger before."""
+    """How pictures are written: without loss, how wide a pixel is for its height, and whether they were made
+    steady and larger before.
+    """
 
+    pixel_aspect: Fraction = Fraction(1)
     lossless: bool = False
     stabilized: bool = False
     upscaled: int = 1
@@ -55,6 +61,17 @@ class Picture:
     ts: float
     psnr: float | None
     rgb_hwc: NDArray[np.uint8]
+
+
+def pixel_aspect(store: ObjectStore, snapshot: Snapshot, video: IndexedVideo) -> Fraction:
+    """A pixel's width over its height. A release that did not know it writes checkpoints without it, whatever
+    the manifest says.
+    """
+    if video.pixel_aspect is not None:
+        return video.pixel_aspect
+    key = manifest_key(video.video_id, video.attempt)
+    (manifest,) = (obj for obj in snapshot.objects(video.video_id) if obj.key == key)
+    return decode_manifest(store.get_verified(manifest)).pixel_aspect
 
 
 def export_whole(
@@ -126,7 +143,7 @@ def _write(
         height=form.upscaled * video.height,
         time_base=video.time_base,
         average_fps=video.average_fps,
-        pixel_aspect=video.pixel_aspect,
+        pixel_aspect=form.pixel_aspect,
         audio_from=audio_from,
         lossless=form.lossless,
         metadata=marks(video, form),

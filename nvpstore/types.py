@@ -23,6 +23,9 @@ RGB_STAGE = "rgb"  # the name of the last stage; the others are "0" (stem), "1",
 # ---------------------------------------------------------------- video
 
 
+SLIMMEST_PIXEL = Fraction(1, 16)  # its width over its height; files that declare slimmer ones are damaged
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
     """What a container says about its first video stream. Produced by `video.source.probe`.

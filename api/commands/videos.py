@@ -143,7 +143,11 @@ def add_export(commands: Subparsers, **options: Any) -> None:
         "--upscale", type=int, choices=(2, 4), default=1, help="times the size; detail is synthesised"
     )
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--lossless", action="store_true", help="FFV1 RGB in mkv instead of H.264 in mp4")
+    kinds.add_argument(
+        "--lossless",
+        action="store_true",
+        help="FFV1 RGB in mkv instead of H.264 in mp4; in mp4 where pixels are not square",
+    )
     kinds.add_argument("--original", action="store_true", help="the source's own bytes, where they are kept")
     parser.set_defaults(run=export)
 

@@ -41,6 +41,7 @@ from nvpstore.api.service.problems import Refused
 from nvpstore.api.service.uploads import media_type
 from nvpstore.catalog import IndexedVideo, Snapshot
 from nvpstore.codec.build import find_preset
+from nvpstore.exports import pixel_aspect
 from nvpstore.types import VideoState
 
 MOST_VIDEOS = 1000  # a page
@@ -124,7 +125,8 @@ def show_video(
     if matches(request, etag):
         return not_modified(etag)
     response.headers["ETag"] = etag
-    return {**plain(service.archive.show(video.video_id)), **_more(video)}
+    aspect = str(pixel_aspect(service.archive.store, snapshot, video))
+    return {**plain(service.archive.show(video.video_id)), **_more(video), "pixel_aspect": aspect}
 
 
 @router.patch("/videos/{ref}")
@@ -200,7 +202,6 @@ def _more(video: IndexedVideo) -> dict[str, Any]:
         "attempt": video.attempt,
         "time_base": str(video.time_base),
         "pts_origin": video.pts_origin or 0,
-        "pixel_aspect": str(video.pixel_aspect),
         "hold": video.hold,
         "original": kept if video.source_uri else None,
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nvpstore.errors import IntegrityError
 from nvpstore.storage.parquet import encode_groups, footer_of, read_index, required
-from nvpstore.types import ByteRange, SegmentRecord, StoredObject, VideoRecord
+from nvpstore.types import SLIMMEST_PIXEL, ByteRange, SegmentRecord, StoredObject, VideoRecord
 
 _PART = pa.struct(
     [
@@ -66,6 +66,7 @@ _SCALARS = (
 )  # fmt: skip
 _FLOATS = ("psnr", "psnr_p5", "resize_bound_psnr", "fit_seconds")
 _FRACTIONS = ("time_base", "average_fps")
+_MOST_TERM = 2**31  # FFmpeg's fractions are of 32 bits
 _AUDIO = ("key", "size_bytes", "sha256")
 
 
@@ -98,7 +99,7 @@ def decode_manifest(data: bytes) -> VideoRecord:
     try:
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
         return _video(fields, table)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise IntegrityError(f"a manifest is malformed: {error!r}") from error
 
 
@@ -123,11 +124,19 @@ def _video(fields: dict[str, Any], table: pa.Table) -> VideoRecord:
     scalars |= {name: Fraction(fields[name]) for name in _FRACTIONS}
     return VideoRecord(
         **scalars,
-        pixel_aspect=Fraction(fields.get("pixel_aspect", "1")),  # earlier releases took all to be square
+        pixel_aspect=_aspect(fields),
         segments=tuple(_segment(row, *pair) for row, pair in zip(rows, arrays, strict=True)),
         footers={item["key"]: item["footer"] for item in footers},
         audio=StoredObject(**{name: audio[name] for name in _AUDIO}) if audio else None,
     )
+
+
+def _aspect(fields: dict[str, Any]) -> Fraction:
+    """Earlier releases took all pixels to be square."""
+    aspect = Fraction(fields.get("pixel_aspect", "1"))
+    if not SLIMMEST_PIXEL <= aspect <= 1 / SLIMMEST_PIXEL or aspect.denominator > _MOST_TERM:
+        raise ValueError(f"a pixel aspect of {aspect}")
+    return aspect
 
 
 def _row(segment: SegmentRecord) -> dict[str, Any]:

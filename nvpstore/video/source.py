@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from nvpstore.errors import SourceError
-from nvpstore.types import FrameBatch, SegmentSpan, SourceInfo, SourceScan
+from nvpstore.types import SLIMMEST_PIXEL, FrameBatch, SegmentSpan, SourceInfo, SourceScan
 from nvpstore.video.converter import Converter, hdr_of, refuse_hdr
 from nvpstore.video.decoder import Decoder, open_decoder, unreadable
 from nvpstore.video.scenes import DEFAULT_CUT_THRESHOLD, THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH, CutDetector
@@ -26,7 +26,6 @@ from nvpstore.video.scenes import DEFAULT_CUT_THRESHOLD, THUMBNAIL_HEIGHT, THUMB
 _READ_BYTES = 1 << 20
 _PROGRESS_FRAMES = 16
 _SEEK_BACK_FRAMES = (0, 64)
-_SLIMMEST = Fraction(1, 16)  # a pixel; what declares slimmer ones is damaged
 
 Stamped = tuple[int, VideoFrame]  # (pts, frame)
 
@@ -267,7 +266,7 @@ def _describe(decoder: Decoder, converter: Converter) -> SourceInfo:
 
 def _pixel_aspect(stored: Fraction | None, *, turned: bool) -> Fraction:
     """A pixel's width over its height as shown. Where nothing is declared, or nonsense, pixels are square."""
-    if not stored or not _SLIMMEST <= stored <= 1 / _SLIMMEST:
+    if not stored or not SLIMMEST_PIXEL <= stored <= 1 / SLIMMEST_PIXEL:
         return Fraction(1)
     return 1 / stored if turned else stored
 

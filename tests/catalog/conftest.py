@@ -61,7 +61,13 @@ class SmallArchive:
         return self.log.append(draft)
 
     def put_video(
-        self, source: str, *, segments: int = 2, pts: Sequence[int] = EVEN_PTS, name: str | None = None
+        self,
+        source: str,
+        *,
+        segments: int = 2,
+        pts: Sequence[int] = EVEN_PTS,
+        name: str | None = None,
+        pixel_aspect: Fraction = Fraction(1),
     ) -> tuple[VideoRecord, list[StoredObject]]:
         """All objects of a video, not committed yet."""
         attempt, sha256 = keys.new_attempt(), digest(source)
@@ -114,6 +120,7 @@ class SmallArchive:
             segments=records,
             footers={parts[0].key: weights.footer, latents.row_groups[0].key: latents.footer},
             audio=audio,
+            pixel_aspect=pixel_aspect,
         )
         objects = [
             self.store.put(parts[0].key, weights.data),

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from filelock import FileLock
 
 from nvpstore.catalog import Catalog
 from nvpstore.errors import ArchiveError, ObjectMissing, StoreError
+from nvpstore.exports import pixel_aspect
 from nvpstore.storage import keys
 from nvpstore.storage.checkpoints import TABLES, list_checkpoints, put_checkpoint
 from nvpstore.storage.commit import commit_stabilizer
@@ -360,7 +362,7 @@ def test_checkpoints_hold_the_tables_of_the_index(archive: Any, catalog: Catalog
 def test_a_checkpoint_of_a_release_without_pixel_aspects_is_read(
     archive: Any, catalog: Catalog, tmp_path: Path
 ) -> None:
-    archive.add_video("one")
+    archive.add_video("one", pixel_aspect=Fraction(64, 45))
     catalog.checkpoint(force=True)
     (checkpoint,) = list_checkpoints(archive.store)
     whole = pq.read_table(Path(archive.store.root, checkpoint.key))
@@ -378,7 +380,9 @@ def test_a_checkpoint_of_a_release_without_pixel_aspects_is_read(
     archive.add_video("two")
     fresh = Catalog(archive.store, tmp_path / "fresh").snapshot()
     assert fresh.path.name.startswith("delta-")  # on the checkpoint as its base
-    assert {fresh.video(row["video_id"]).pixel_aspect for row in all_rows(fresh)["videos"]} == {1}
+    (one,) = (fresh.video(row["video_id"]) for row in all_rows(fresh)["videos"] if row["name"] == "one.mp4")
+    assert one.pixel_aspect is None
+    assert pixel_aspect(archive.store, fresh, one) == Fraction(64, 45)
 
 
 def test_a_checkpoint_of_a_release_without_views_is_read(

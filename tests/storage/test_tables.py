@@ -258,11 +258,33 @@ def same_video(left: VideoRecord, right: VideoRecord) -> bool:
     return replace(left, segments=()) == replace(right, segments=())
 
 
-@pytest.mark.parametrize("changes", [{}, {"audio": None, "source_uri": "file:///x", "psnr": 31.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"audio": None, "source_uri": "file:///x", "psnr": 31.0}, {"pixel_aspect": Fraction(64, 45)}],
+)
 @pytest.mark.parametrize("segments", [0, 1, 130])
 def test_manifests_come_back(segments: int, changes: dict[str, object]) -> None:
     video = some_video(segments, **changes)
     assert same_video(tables.decode_manifest(tables.encode_manifest(video)), video)
+
+
+@pytest.mark.parametrize("aspect", ["1e30", "1/0", "-1", "0", "wide"])
+def test_a_manifest_with_an_impossible_pixel_aspect_is_damaged(aspect: str) -> None:
+    data = tables.encode_manifest(replace(some_video(), pixel_aspect=Wrong(aspect)))
+    with pytest.raises(IntegrityError, match="malformed"):
+        tables.decode_manifest(data)
+
+
+class Wrong(Fraction):
+    """What no encoder writes."""
+
+    def __new__(cls, text: str) -> Wrong:
+        self = super().__new__(cls, 1)
+        self.text = text  # type: ignore[attr-defined]
+        return self
+
+    def __str__(self) -> str:
+        return str(self.text)  # type: ignore[attr-defined]
 
 
 def test_an_unknown_format_version_is_an_archive_error() -> None:
