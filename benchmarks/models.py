@@ -4,9 +4,9 @@ the equality of its tails with the whole, and what it costs in four ways.
 Weights are drawn at random where no package brings them (cost and equality do not hang on them), and every
 row says so. GFLOPs are 2 × MAC of one unit (a picture, or a clip with all its pictures decoded): the backbone
 alone, full decode + backbone, partial decode + adapter + tail, and the tail alone. The pair is the cheapest
-that routing would look at (tail of 10 to 50 % of the backbone, adapter of at most 1 % of its parameters,
-stage past the stem); which pair an archive really uses is decided by CKA on its frames. Two codecs: `demo` on
-640×272 and `hnerv-1.5m` on 1280×640.
+that routing would look at (tail of 10 to 50 % of the backbone, adapter of at most 1 % of its parameters or
+40,000, stage past the stem); which pair an archive really uses is decided by CKA on its frames. Two codecs:
+`demo` on 640×272 and `hnerv-1.5m` on 1280×640.
 """
 
 from __future__ import annotations

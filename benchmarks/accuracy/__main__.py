@@ -14,6 +14,7 @@ goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = run.rows()
     summary = summarised(rows)
     settings = {name: getattr(args, name) for name in ("bpp", "clips", "frames", "epochs", "codec")}
-    write_result(args.out, {"question": "accuracy", **settings, "summary": summary, "rows": rows})
+    nets = {name: task.spec.weights_sha256 for name, task in run.nets.items()}
+    write_result(
+        args.out, {"question": "accuracy", **settings, "nets": nets, "summary": summary, "rows": rows}
+    )
     output = TextOutput()
     for text in aligned(*table(summary)):
         output.text(text)
@@ -71,9 +75,12 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.kept: Path = args.folder / "rows"
-        self.kept.mkdir(parents=True, exist_ok=True)
         self.nets = {name: trained(name, family, args.nets) for name, family in FAMILIES.items()}
+        # Rows and archives of other nets, or of longer fits, lie beside these.
+        named = [args.epochs, *(task.spec.version for task in self.nets.values())]
+        self.key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+        self.kept: Path = args.folder / "rows" / self.key
+        self.kept.mkdir(parents=True, exist_ok=True)
 
     def clip(self, seed: int) -> None:
         """Every artefact of one clip."""
@@ -166,7 +173,7 @@ class ClipRun:
         """Joint; then reconstruction alone, with adapters on half of the frames, and on a tenth."""
         args = self.run.args
         preset = ours.preset_for(bpp, pixels=self.clip.pixels, codec=codec, epochs=args.epochs)
-        root = args.folder / "archives" / preset
+        root = args.folder / "archives" / self.run.key / preset
         self.run.row(
             self.clip,
             f"{codec} joint {bpp:g}",

@@ -66,6 +66,22 @@ def _answer(family: Family, rows: Sequence[Mapping[str, Any]]) -> Answer:
     return Answer(probabilities=probabilities)
 
 
+def as_answer(family: Family, told: FrameTruth) -> Answer:
+    """What is true of a frame, as an answer."""
+    if family.kind == "caption":
+        return Answer(caption=told.caption)
+    if family.kind == "detection":
+        return Answer(objects=_objects(family, told))
+    wanted = told.action if family.kind == "action" else told.label
+    return Answer(probabilities=np.array([float(label == wanted) for label in family.labels]))
+
+
+def _objects(family: Family, told: FrameTruth) -> Objects:
+    classes = np.array([family.labels.index(box[0]) for box in told.boxes], np.int64)
+    boxes = np.array([box[1:] for box in told.boxes], np.float32).reshape(-1, 4) / _SIDES
+    return np.ones(len(classes), np.float32), classes, boxes
+
+
 # ---------------------------------------------------------------- how right
 
 
@@ -74,9 +90,7 @@ def accuracy(family: Family, answer: Answer, told: FrameTruth) -> float:
     if answer.caption is not None:
         return word_f1(answer.caption, told.caption)
     if answer.objects is not None:
-        classes = np.array([family.labels.index(box[0]) for box in told.boxes], np.int64)
-        boxes = np.array([box[1:] for box in told.boxes], np.float32).reshape(-1, 4) / _SIDES
-        return average_precision(answer.objects, (np.ones(len(classes), np.float32), classes, boxes))
+        return average_precision(answer.objects, _objects(family, told))
     assert answer.probabilities is not None, "an answer has one form"
     wanted = told.action if family.kind == "action" else told.label
     return float(family.labels[int(answer.probabilities.argmax())] == wanted)
@@ -102,7 +116,7 @@ def kl(answer: Answer, reference: Answer) -> float | None:
     own, said = (
         torch.from_numpy(p).clamp_min(SMALLEST) for p in (answer.probabilities, reference.probabilities)
     )
-    return float(F.kl_div(own.log(), said, reduction="sum"))
+    return max(0.0, float(F.kl_div(own.log(), said, reduction="sum")))
 
 
 def steadiness(answers: Sequence[Answer]) -> float:

@@ -74,8 +74,8 @@ def _quantised(tensor: Tensor, bits: int) -> tuple[Tensor, int]:
     """(what comes back, bytes stored) of [u, c, …]: a scale and a zero for each channel and unit."""
     flat = tensor.flatten(2) if tensor.ndim > 2 else tensor[:, :, None]
     low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
-    step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
-    codes = ((flat - low) / step).round().byte()
+    low, step = low.half().float(), ((high - low) / (2**bits - 1)).half().float().clamp_min(1e-7)
+    codes = ((flat - low) / step).round().clamp(0, 2**bits - 1).byte()
     back = (codes.float() * step + low).view_as(tensor)
     packed = codes.flatten()
     if bits == 4:

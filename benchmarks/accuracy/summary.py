@@ -15,6 +15,9 @@ Row = Mapping[str, Any]
 
 def summarised(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One row for each net, artefact and route."""
+    # What learned nothing from the clip is compared on the units that the joint fit did not learn from.
+    known = {(row["net"], row["clip"]): row["seen"] for row in rows if " joint " in row["artefact"]}
+    rows = [{"seen": known.get((row["net"], row["clip"])), **row} for row in rows]
     source = {(row["net"], row["clip"]): row for row in rows if row["artefact"] == "source"}
     kinds = dict.fromkeys((row["net"], row["artefact"], row.get("route")) for row in rows)
     return [
@@ -52,7 +55,7 @@ def _summary(
 
 
 def _column(row: Row, values: Sequence[float], wanted: bool) -> list[float]:
-    """Values of units that training saw, or did not; what has no training saw none."""
+    """Values of units that training saw, or did not; none was seen where there was none."""
     seen = row.get("seen") or [False] * len(values)
     return [value for value, was in zip(values, seen, strict=True) if was == wanted]
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from benchmarks.accuracy.answers import accuracy, from_outputs
 from benchmarks.nets import WEIGHTS
+from benchmarks.nets.__main__ import constant_score, trained
 from benchmarks.nets.__main__ import test_score as score_of
-from benchmarks.nets.__main__ import trained
 from benchmarks.nets.families import BEGIN, CAPTION_TOKENS, END, FAMILIES, PAD, VOCABULARY
 from benchmarks.nets.footage import Footage, footage
 from benchmarks.nets.lessons import EXTRA, LOSSES, boxes_of, draw, tokens_of
@@ -97,9 +97,10 @@ def test_what_is_stored_is_the_net_without_its_second_lesson(
 
 
 def test_the_committed_nets_know_the_world(tmp_path: Path) -> None:
-    fresh = footage(tmp_path, split="test", clips=3, frames=40)
+    fresh = footage(tmp_path, split="test", clips=8, frames=40)
     for name, family in FAMILIES.items():
-        assert score_of(trained(name, family, WEIGHTS), family, fresh) > 0.3, name
+        task = trained(name, family, WEIGHTS)
+        assert score_of(task, family, fresh) > 0.05 + constant_score(task, family, fresh), name
 
 
 def test_training_goes_on_where_it_was_killed(tmp_path: Path, seen: Footage) -> None:
