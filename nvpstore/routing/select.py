@@ -19,9 +19,9 @@ POSITIONS_PER_UNIT = 32
 # A tail above the first share saves too little to be worth an adapter; one below the second leaves so little
 # of the backbone that the adapter would have to hold the answers themselves.
 TAIL_SHARES = (0.5, 0.1)
-# Above this share of the backbone's parameters an adapter is not micro; a small backbone's may have as many
-# as that of one with 4 million.
-ADAPTER_SHARE, ADAPTER_LEAST = 0.01, 40_000
+# Above this share of the backbone's parameters an adapter is not micro. That of a small backbone may have as
+# many as that of one with 4 million, up to the second share.
+ADAPTER_SHARE, ADAPTER_LEAST, SMALL_SHARE = 0.01, 40_000, 0.1
 FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
 HELD_OUT_EVERY = 4  # of the units that tasks may see, every fourth judges the ridge fit
 
@@ -111,7 +111,7 @@ def rank_pairs(
 
 def most_parameters(backbone: Backbone) -> float:
     """How many an adapter may have."""
-    return max(ADAPTER_LEAST, ADAPTER_SHARE * backbone.parameters)
+    return max(ADAPTER_SHARE * backbone.parameters, min(ADAPTER_LEAST, SMALL_SHARE * backbone.parameters))
 
 
 def worthwhile_cuts(backbone: Backbone) -> tuple[Cut, ...]:

@@ -59,6 +59,8 @@ def test_adapters_of_small_backbones_may_have_a_larger_share(
     assert most_parameters(backbone) == 0.01 * backbone.parameters
     monkeypatch.setattr(backbone, "parameters", 1_500_000)
     assert most_parameters(backbone) == 40_000
+    monkeypatch.setattr(backbone, "parameters", 20_000)
+    assert most_parameters(backbone) == 2_000
 
 
 def test_the_stage_that_holds_a_cuts_features_ranks_first_and_its_ridge_fit_explains_them(
