@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from benchmarks.evidence.answers import accuracy_losses
 from benchmarks.evidence.joint import joint_losses
 from benchmarks.evidence.tables import number, percent, times
 from benchmarks.evidence.upscaling import perceptual_losses
@@ -145,6 +146,7 @@ _TELLERS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "batch": _batch,
     "container": _container,
     "soak-load": _load,
+    "accuracy": accuracy_losses,
     "joint": joint_losses,
     "rate_distortion": _rate,
     "upscale": perceptual_losses,
