@@ -70,7 +70,6 @@ def _of_net(net: str, rows: list[Found]) -> Table:
     shown = tuple(_artefact(row) for row in rows if row["artefact"] != "source")
     head = (
         "artefact", "route", "bpp", "and task", "PSNR", "units", "accuracy", "− source", "95 %", "agreement",
-        "KL, all units",
     )  # fmt: skip
     return Table(caption=f"{net}: {source:.3f} on source frames", head=head, rows=shown)
 
@@ -90,5 +89,4 @@ def _artefact(row: Found) -> tuple[str, ...]:
         "–" if away is None else f"{away['mean']:+.3f}",
         "–" if away is None else f"{away['low']:+.3f} … {away['high']:+.3f}",
         "–" if unseen is None else f"{unseen['agreement']:.3f}",
-        number(row["kl"]),
     )

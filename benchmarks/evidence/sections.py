@@ -63,7 +63,8 @@ SECTIONS = (
         command="python -m benchmarks.accuracy FOLDER --epochs 40",
         missing="Four clips, one rate, 40 epochs, reduced nets: the whole set (64 clips, four rates, NeRV) "
         "waits for a GPU, and four clips' intervals only hint. Codecs have the network's bytes, without the "
-        "adapters'. Which route answers is chosen on the frames that are reported.",
+        "adapters'; AV1 has fewer, as its steps are coarse. Which route answers is chosen on the frames that "
+        "are reported.",
         tables=accuracy_tables,
     ),
     Section(
