@@ -21,6 +21,7 @@ def ray() -> Iterator[Any]:
     import ray  # only where it is tested
 
     root = Path(__file__).resolve().parents[2]
+    ray.shutdown()  # of another file's, which began when it was first used
     ray.init(
         num_cpus=2,
         include_dashboard=False,
