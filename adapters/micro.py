@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from nvpstore.codec.grids import WHOLE, Region, on_grid, outside
+from nvpstore.codec.grids import WHOLE, Region, moving, on_grid, outside
 
 
 class Attention(nn.Module):
@@ -39,7 +39,9 @@ class MicroAdapter(nn.Module):
     `shapes` are those of the cut for one unit: maps [c, h, w] or volumes [c, t, h, w], each with a 1×1
     convolution of its own, and after one of these perhaps tokens [c, n], which attend over it. A unit is
     `frames` pictures, of which the cut covers `region` (of the coded picture); where that reaches outside,
-    the convolutions are told which positions do.
+    the convolutions are told which positions do. With `motion` those of the volumes that are finest in time
+    also see how features change from picture to picture: a 1×1 convolution of one picture's features cannot
+    say what a temporal one would.
     """
 
     def __init__(
@@ -50,14 +52,19 @@ class MicroAdapter(nn.Module):
         *,
         region: Region = WHOLE,
         frames: int = 1,
+        motion: bool = False,
     ) -> None:
         super().__init__()
         self.stages = stages
         self.shapes = tuple(shapes)
-        self.region, self.frames = region, frames
+        self.region, self.frames, self.motion = region, frames, motion
         self.tap_channels = sum(tap_channels)
-        channels = self.tap_channels + region.reaches_outside
-        self.convs = nn.ModuleList(nn.Conv2d(channels, c, 1) for c, *grid in shapes if len(grid) > 1)
+        self.moving = tuple(motion and fine for fine in moving(self.grids))
+        maps = [shape for shape in shapes if len(shape) > 2]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(self.tap_channels * (1 + moves) + region.reaches_outside, c, 1)
+            for (c, *_), moves in zip(maps, self.moving, strict=True)
+        )
         self.pools = nn.ModuleList(Attention(c, *n) for c, *n in shapes if len(n) == 1)
 
     @property
@@ -77,8 +84,14 @@ class MicroAdapter(nn.Module):
     def inputs(self, taps: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Stage outputs {stage: [u·t, c, h, w]} → each convolution's input [u, Σc, *grid]."""
         return tuple(
-            placed([taps[stage] for stage in self.stages], grid, region=self.region, frames=self.frames)
-            for grid in self.grids
+            placed(
+                [taps[stage] for stage in self.stages],
+                grid,
+                region=self.region,
+                frames=self.frames,
+                motion=moves,
+            )
+            for grid, moves in zip(self.grids, self.moving, strict=True)
         )
 
     def from_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -143,7 +156,12 @@ class MicroAdapter(nn.Module):
 
     def _like(self) -> MicroAdapter:
         same = MicroAdapter(
-            self.stages, (self.tap_channels,), self.shapes, region=self.region, frames=self.frames
+            self.stages,
+            (self.tap_channels,),
+            self.shapes,
+            region=self.region,
+            frames=self.frames,
+            motion=self.motion,
         )
         return same.to(self.convolutions[0].weight.device)
 
@@ -156,13 +174,19 @@ class MicroAdapter(nn.Module):
 
 
 def placed(
-    taps: Sequence[Tensor], grid: tuple[int, ...], *, region: Region = WHOLE, frames: int = 1
+    taps: Sequence[Tensor],
+    grid: tuple[int, ...],
+    *,
+    region: Region = WHOLE,
+    frames: int = 1,
+    motion: bool = False,
 ) -> Tensor:
-    """Stage outputs [u·t, cᵢ, hᵢ, wᵢ] → [u, Σcᵢ (+ 1), *grid]: laid onto the grid, channels concatenated.
+    """Stage outputs [u·t, cᵢ, hᵢ, wᵢ] → [u, Σcᵢ (+ 1), *grid]: laid onto the grid, channels concatenated,
+    with `motion` each stage's followed by how they change.
 
     The last channel says which positions lie outside of the picture, where the region reaches there.
     """
-    parts = [on_grid(tap, grid, region=region, frames=frames) for tap in taps]
+    parts = [on_grid(tap, grid, region=region, frames=frames, motion=motion) for tap in taps]
     if region.reaches_outside:
         marks = outside(grid, region).to(parts[0])
         parts.append(marks.expand(len(parts[0]), *marks.shape))

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from nvpstore.adapters.micro import MicroAdapter
-from nvpstore.codec.grids import WHOLE, Region
+from nvpstore.codec.grids import WHOLE, Region, moving
 from nvpstore.codec.quantize import decode_tensor, encode_exact, encode_tensor
 from nvpstore.errors import CodecError
 from nvpstore.types import StoredTensor
 
 REGION = "region"  # left, top, right, bottom; absent: the whole coded picture
+MOTION = "motion"  # 1; absent: convolutions see no motion
 
 
 def store_adapter(adapter: MicroAdapter) -> tuple[StoredTensor, ...]:
@@ -22,6 +23,8 @@ def store_adapter(adapter: MicroAdapter) -> tuple[StoredTensor, ...]:
     tensors = [encode_tensor(k, v.detach().float().cpu().numpy()) for k, v in adapter.state_dict().items()]
     if adapter.region != WHOLE:
         tensors.append(encode_exact(REGION, np.array(astuple(adapter.region), dtype=np.float32)))
+    if adapter.motion:
+        tensors.append(encode_exact(MOTION, np.ones(1, dtype=np.float32)))
     return tuple(tensors)
 
 
@@ -38,11 +41,13 @@ def load_adapter(
     """
     state = {t.name: torch.from_numpy(decode_tensor(t)) for t in tensors}
     region = WHOLE if REGION not in state else Region(**_sides(state.pop(REGION).tolist()))
+    motion = state.pop(MOTION, None) is not None
     try:
-        channels = state["convs.0.weight"].shape[1] - region.reaches_outside
-        adapter = MicroAdapter(stages, (channels,), shapes, region=region, frames=frames)
+        first = moving([shape[1:] for shape in shapes if len(shape) > 2])[0]
+        channels = (state["convs.0.weight"].shape[1] - region.reaches_outside) // (1 + (motion and first))
+        adapter = MicroAdapter(stages, (channels,), shapes, region=region, frames=frames, motion=motion)
         adapter.load_state_dict(state)
-    except (KeyError, RuntimeError) as cause:
+    except (KeyError, IndexError, RuntimeError) as cause:
         raise CodecError(f"a stored adapter does not fit its cut: {cause}") from cause
     return adapter.requires_grad_(False).eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,8 +18,10 @@ Weighed = tuple[Tensor, Tensor]  # a loss, and the shallowest tapped stage that 
 
 
 class Balance:
-    """λ_recon·L_recon + Σ λ·s·L with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage, measured now and
-    then. `weights` are those of reconstruction, task terms and feature terms.
+    """λ_recon·L_recon + Σ λ·s·L/√n with s = ‖∂L_recon‖ / ‖∂L‖ at the shallowest tapped stage, measured now
+    and then. `weights` are those of reconstruction, task terms and feature terms. Gradients of n tasks that
+    have nothing to do with one another add up to √n times one's: divided by that, many tasks take no more
+    from the picture than one.
     """
 
     def __init__(self, weights: tuple[float, float, float]) -> None:
@@ -26,15 +29,17 @@ class Balance:
         self.scales: dict[str, float] = {}
 
     def weigh(
-        self, reconstruction: Tensor, shared: Tensor, terms: Mapping[str, Weighed], *, step: int
+        self, reconstruction: Tensor, shared: Tensor, terms: Mapping[str, Weighed], *, tasks: int, step: int
     ) -> Tensor:
-        """`shared` is the stage that the reconstruction's gradient is measured at; terms bring their own."""
+        """`shared` is the stage that the reconstruction's gradient is measured at; terms bring their own.
+        `tasks` are in the fit, whether or not this step has terms of all.
+        """
         recon_weight, task_weight, feature_weight = self.weights
         if terms and (step % BALANCE_EVERY == 0 or not terms.keys() <= self.scales.keys()):
             self._measure((reconstruction, shared), terms)
         loss = LOSS_SCALE * recon_weight * reconstruction
         for name, (value, _) in terms.items():
-            weight = task_weight if name.startswith("task") else feature_weight
+            weight = (task_weight if name.startswith("task") else feature_weight) / math.sqrt(tasks)
             loss = loss + LOSS_SCALE * weight * self.scales[name] * value
         return loss
 

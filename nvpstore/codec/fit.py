@@ -282,7 +282,7 @@ class SegmentFit:
         reconstruction = F.mse_loss(shown, self._content(self.frames[frames]).float())
         terms = {**dict(self._task_losses(taps, frames)), **dict(self._clip_losses())}
         shared = taps[self._shallowest()] if terms else shown
-        loss = self.balance.weigh(reconstruction, shared, terms, step=self.step)
+        loss = self.balance.weigh(reconstruction, shared, terms, tasks=len(self.terms), step=self.step)
         loss = loss + LOSS_SCALE * self._rate(reconstruction)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

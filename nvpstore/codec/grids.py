@@ -6,6 +6,7 @@ the region of the picture that the grid covers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,21 +43,32 @@ class Region:
 
 EDGE = 1e-6  # fractions this close to a side are that side
 WHOLE = Region()
+MOTION_PICTURES = 4  # so many times what changes from one to the next: about as large as what is there
 
 
-def on_grid(taps: Tensor, grid: tuple[int, ...], *, region: Region = WHOLE, frames: int = 1) -> Tensor:
-    """One stage's outputs [u·t, c, h, w] → [u, c, *grid], bilinear.
+def on_grid(
+    taps: Tensor, grid: tuple[int, ...], *, region: Region = WHOLE, frames: int = 1, motion: bool = False
+) -> Tensor:
+    """One stage's outputs [u·t, c, h, w] → [u, c, *grid], bilinear; with `motion` [u, 2c, *grid].
 
     A unit is `frames` (t) pictures. `grid` is (height, width) for units of one picture, else (times,
     height, width): linear in time, first and last picture at the grid's ends. Outside of the picture its
-    border repeats.
+    border repeats. Motion is how each channel changes from the picture before to the one after.
     """
     placed = _sampled(taps, grid[-2], grid[-1], region)
     if len(grid) == 2:
         return placed
     # (U·T)xCxHxW -> UxTxCxHxW -> UxCxTxHxW
     clips = placed.unflatten(0, (-1, frames)).transpose(1, 2)
+    if motion:
+        clips = torch.cat([clips, _motion(clips)], dim=1)
     return clips if grid[0] == frames else _in_time(clips, grid[0])
+
+
+def moving(grids: Sequence[tuple[int, ...]]) -> tuple[bool, ...]:
+    """Which of a cut's grids are laid out with motion: of its volumes those that are finest in time."""
+    finest = max((grid[0] for grid in grids if len(grid) > 2), default=0)
+    return tuple(len(grid) > 2 and grid[0] == finest for grid in grids)
 
 
 def outside(grid: tuple[int, ...], region: Region) -> Tensor:
@@ -84,6 +96,15 @@ def _sampled(taps: Tensor, height: int, width: int, region: Region) -> Tensor:
 def _centres(count: int, first: float, last: float) -> Tensor:
     """Where `count` cells of [first, last] have their centres."""
     return first + (last - first) * (torch.arange(count) + 0.5) / count
+
+
+def _motion(clips: Tensor) -> Tensor:
+    """What a channel [u, c, t, h, w] would change by in MOTION_PICTURES, going on as it does."""
+    last = clips.shape[2] - 1
+    at = torch.arange(last + 1, device=clips.device)
+    after, before = (at + 1).clamp_max(last), (at - 1).clamp_min(0)
+    pace = MOTION_PICTURES / (after - before).clamp_min(1).to(clips.dtype)[:, None, None]
+    return (clips[:, :, after] - clips[:, :, before]) * pace
 
 
 def _in_time(clips: Tensor, times: int) -> Tensor:

@@ -21,13 +21,24 @@ from nvpstore.codec.hnerv import Decoder
 from nvpstore.codec.terms import JointTerm
 from nvpstore.ingest.originals import source_route
 from nvpstore.ingest.references import References
+from nvpstore.routing.choice import cost
 from nvpstore.routing.cka import RidgeFit
-from nvpstore.routing.select import Candidate, Units, rank_pairs, ridge_for, spread_top
+from nvpstore.routing.select import (
+    Candidate,
+    Units,
+    decided,
+    held_out,
+    rank_pairs,
+    ridge_for,
+    short_list,
+)
 from nvpstore.tasks.heads import CONFIDENT
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, RouteRecord, StoredTensor
 
 DECODE_BATCH = 16  # pictures decoded at a time
+LEAST_GAIN = 0.01  # in fidelity, of a route over all that cost less
+SHORT_LIST = 8  # pairs whose answers are looked at before adapters are trained
 RANK_UNITS = 64  # units that CKA and ridge are computed on, spread over those that tasks may see
 
 
@@ -55,7 +66,7 @@ class RouteSettings:
 
 
 class TaskTerms:
-    """Makes one joint term a task, of the pair that ranks best so far (a codec.terms.TermsFactory).
+    """Makes one joint term a task, of the pair whose answers are nearest so far (a codec.terms.TermsFactory).
 
     A task none of whose pairs would pay has no term.
     """
@@ -74,7 +85,7 @@ class TaskTerms:
             pairs = Pairs(decoder, latents, refs, self.arch, seed=self.seed)
             # Which tasks have pairs depends on sizes alone: a resumed fit finds the same ones.
             if ranked := pairs.ranked():
-                candidate = _candidate_from(next(saved)) if choices else ranked[0]
+                candidate = _candidate_from(next(saved)) if choices else pairs.decided(ranked, 1)[0]
                 terms.append(self._term(pairs, candidate, frames=len(latents)))
         return terms
 
@@ -128,6 +139,7 @@ class Pairs:
         wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
         positions = refs.frames[refs.seen][rows].flatten()
         self.taps = collect_taps(decoder, latents[positions.to(latents.device)], wanted)
+        self.reference = refs.output[refs.seen][rows.to(refs.output.device)]
         self.samples = {
             cut: tuple(s.reshape(count, -1, s.shape[1])[rows].flatten(0, 1) for s in samples)
             for cut, samples in refs.samples.items()
@@ -158,13 +170,33 @@ class Pairs:
             self.refs.task.backbone.cut(candidate.cut).shapes,
             region=self.units.region,
             frames=self.units.frames,
+            motion=True,
         )
         for conv, fit in zip(adapter.convolutions, self.ridge(candidate), strict=True):
             conv.weight.zero_()  # the mark of what lies outside has no part in the regression
-            conv.weight[:, : adapter.tap_channels].copy_(fit.weight.T[:, :, None, None])
+            conv.weight[:, : len(fit.weight)].copy_(fit.weight.T[:, :, None, None])
             assert conv.bias is not None, "adapters have biases"
             conv.bias.copy_(fit.bias)
         return adapter
+
+    def decided(self, ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
+        """Which `count` of the pairs are worth an adapter, by the answers behind those that rank high."""
+        errors = {candidate: self.answers_error(candidate) for candidate in short_list(ranked, SHORT_LIST)}
+        return decided(errors, count) if errors else ()
+
+    @torch.inference_mode()
+    def answers_error(self, candidate: Candidate) -> float:
+        """How far answers behind the ridge optimum are from the reference's, on the units held out: the
+        task's loss.
+        """
+        backbone, frames = self.refs.task.backbone, self.units.frames
+        held = held_out(len(self.reference))
+        pictures = held.repeat_interleave(frames)
+        taps = {stage: self.taps[stage][pictures].to(backbone.device) for stage in candidate.stages}
+        adapter = self.from_ridge(candidate).to(backbone.device)
+        output = backbone.tail(candidate.cut)(*adapter(taps))
+        wanted = self.reference[held.to(self.reference.device)]
+        return float(self.refs.task.head.loss(output, wanted.to(output.device)))
 
 
 def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
@@ -197,15 +229,15 @@ class SegmentRoutes:
         self.decode_gflops = dict(zip(arch.stage_names, stage_gflops(arch), strict=True))
 
     def measure(self, joint: AdapterTerm | None) -> tuple[RouteRecord, ...]:
-        """Adapter routes of the best pairs (the jointly fitted one first), the pixel and the source route."""
-        return (*self._adapter_routes(joint), self._pixel_route(), self._source_route())
+        """Adapter routes of the best pairs, the pixel and the source route."""
+        return (*worth_keeping(self._adapter_routes(joint)), self._pixel_route(), self._source_route())
 
     def _adapter_routes(self, joint: AdapterTerm | None) -> Sequence[RouteRecord]:
         if not self.refs.can_teach:  # a segment of one frame, say, and that one is kept for measuring
             return ()
         pairs = Pairs(self.decoder, self.latents, self.refs, self.arch, seed=self.seed)
         ranked = pairs.ranked()
-        chosen = list(spread_top(ranked, self.settings.adapters))
+        chosen = list(pairs.decided(ranked, self.settings.adapters))
         if joint is not None:
             wanted = json.loads(joint.choice)
             pair = next(c for c in ranked if c.cut == wanted["cut"] and list(c.stages) == wanted["stages"])
@@ -304,6 +336,16 @@ class SegmentRoutes:
             gflops=self.refs.task.backbone.whole_gflops(),
             confident_frames=int(confident.sum()),
         )
+
+
+def worth_keeping(routes: Sequence[RouteRecord]) -> Sequence[RouteRecord]:
+    """Without those that a cheaper one is as good as: no query would take them, and each has its bytes."""
+    kept: list[RouteRecord] = []
+    for route in sorted(routes, key=cost):
+        best = max((r.fidelity for r in kept if r.fidelity is not None), default=None)
+        if best is None or route.fidelity is None or route.fidelity >= best + LEAST_GAIN:
+            kept.append(route)
+    return kept
 
 
 def agreement_on(refs: References, outputs: Sequence[Tensor]) -> Agreement:

@@ -11,8 +11,9 @@ from torch import Tensor
 from nvpstore.tasks.spec import Clip, TaskSpec
 
 TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
-MEASURED_CLIPS = 1 / 3  # of a segment, its last part: clips of frames that no training saw
+MEASURED_EVERY = 3  # of the clips that follow one another every third is kept for measuring
 CLIPS_A_SPAN = 8  # clips to learn from begin so often
+FEW_CLIPS = 12  # below so many to learn from, each is also shown in other ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,9 @@ class UnitPlan:
 
 
 def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPlan:
-    """All frames of a segment, every second one of the video seen; or clips, the last part's unseen."""
+    """All frames of a segment, every second one of the video seen; or every third clip unseen, and clips
+    that begin often in between.
+    """
     if spec.clip is not None:
         return _clips(spec.clip, frames)
     positions = torch.arange(frames)
@@ -54,7 +57,8 @@ def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPla
 
 def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) -> UnitPlan:
     """Of the units that queries ask about, a `share` seen, at least one, spread evenly; of the others as many
-    as have at most `measured` pictures, but at least one where any may be measured.
+    as have at most `measured` pictures, but at least one where any may be measured. Few clips are shown in
+    other ways as well, which needs no other pictures.
     """
     units = units_asked(spec, frames=frames)
     seen = torch.zeros(len(units), dtype=torch.bool)
@@ -62,6 +66,8 @@ def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) 
     others = (~seen).nonzero().squeeze(1)
     wanted = max(1, measured // spec.frames) if measured else 0
     others = others[_spread(len(others), min(len(others), wanted))]
+    if spec.clip is not None:
+        return _plan_of(_shown(units[seen]), units[others])
     chosen = torch.cat([seen.nonzero().squeeze(1), others]).sort().values
     return UnitPlan(frames=units[chosen], seen=seen[chosen])
 
@@ -95,19 +101,39 @@ def _asked_clips(clip: Clip, frames: int) -> Tensor:
 
 
 def _clips(clip: Clip, frames: int) -> UnitPlan:
-    """Clips that begin often in the first part of a segment to learn from, those of the rest unseen."""
-    judged = max(clip.span, round(MEASURED_CLIPS * frames)) if frames >= 2 * clip.span else 0
-    taught = frames - judged
-    step = max(1, clip.span // CLIPS_A_SPAN)
-    learned = torch.arange(0, max(1, taught - clip.span + 1), step)
-    kept = torch.arange(taught, frames - clip.span + 1, clip.span) if judged else torch.empty(0).long()
-    starts = torch.cat([learned, kept])
+    """Every third of the clips that queries ask about is unseen, or the second of two; those to learn from
+    begin often in what is left.
+    """
+    starts = torch.arange(0, frames, clip.span)
+    whole = frames // clip.span
+    last = [whole - 1] if 2 <= whole < MEASURED_EVERY else []
+    judged = torch.tensor([*range(MEASURED_EVERY - 1, whole, MEASURED_EVERY), *last], dtype=torch.long)
     steps = torch.arange(clip.frames) * clip.stride
-    ends = torch.where(torch.arange(len(starts)) < len(learned), taught, frames)
-    return UnitPlan(
-        frames=torch.minimum(starts[:, None] + steps, ends[:, None] - 1),
-        seen=torch.arange(len(starts)) < len(learned),
-    )
+    begins, ends = [0, *(starts[judged] + clip.span).tolist()], [*starts[judged].tolist(), frames]
+    learned = []
+    for begin, end in zip(begins, ends, strict=True):
+        often = range(begin, end - clip.span + 1, max(1, clip.span // CLIPS_A_SPAN))
+        learned.append(torch.tensor(often, dtype=torch.long)[:, None] + steps)
+    if not any(len(part) for part in learned):  # its last picture fills a short segment's clip up
+        learned = [steps.clamp_max(int(starts[judged[0]] if len(judged) else frames) - 1)[None]]
+    return _plan_of(_shown(torch.cat(learned)), starts[judged][:, None] + steps)
+
+
+def _plan_of(seen: Tensor, unseen: Tensor) -> UnitPlan:
+    marks = torch.arange(len(seen) + len(unseen)) < len(seen)
+    return UnitPlan(frames=torch.cat([seen, unseen]), seen=marks)
+
+
+def _shown(clips: Tensor) -> Tensor:
+    """Clips [u, t] to learn from; few ones also slowed, there and back, and everything backwards."""
+    if len(clips) >= FEW_CLIPS:
+        return clips
+    count = clips.shape[1]
+    forth = torch.arange(count)
+    ways = [forth, forth // 2, (count + forth) // 2, torch.cat([forth[::2], forth[::2].flip(0)])[:count]]
+    shown = torch.cat([clips[:, way] for way in (*ways, *(way.flip(0) for way in ways))])
+    once: Tensor = torch.unique(shown, dim=0)
+    return once
 
 
 class Gathering:

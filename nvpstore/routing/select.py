@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvpstore.codec.build import Architecture, stage_gflops
-from nvpstore.codec.grids import WHOLE, Region, on_grid
+from nvpstore.codec.grids import WHOLE, Region, moving, on_grid
 from nvpstore.routing.cka import RidgeFit, choose_positions, linear_cka, ridge, sample_grid
 from nvpstore.tasks.backbone import Backbone, Cut, Features
 from nvpstore.types import RGB_STAGE
@@ -23,6 +23,7 @@ TAIL_SHARES = (0.5, 0.1)
 # many as that of one with 4 million, up to the second share.
 ADAPTER_SHARE, ADAPTER_LEAST, SMALL_SHARE = 0.01, 40_000, 0.1
 FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
+NEAR = 1.25  # times the smallest error of answers: as good as the nearest
 HELD_OUT_EVERY = 4  # of the units that tasks may see, every fourth judges the ridge fit
 
 
@@ -65,12 +66,19 @@ def cut_samples(features: Mapping[str, Features], *, seed: int) -> dict[str, Sam
 
 
 def stage_samples(
-    taps: Mapping[str, Tensor], grid: tuple[int, ...], *, units: Units = ONE_PICTURE, seed: int
+    taps: Mapping[str, Tensor],
+    grid: tuple[int, ...],
+    *,
+    units: Units = ONE_PICTURE,
+    motion: bool = False,
+    seed: int,
 ) -> dict[str, Tensor]:
-    """Stage outputs {stage: [u·t, c, h, w]} → samples {stage: [u·k, c]} on one of a cut's grids."""
+    """Stage outputs {stage: [u·t, c, h, w]} → samples {stage: [u·k, c or 2c]} on one of a cut's grids."""
     positions = _positions(grid, seed)
     return {
-        stage: sample_grid(on_grid(x, grid, region=units.region, frames=units.frames), positions)
+        stage: sample_grid(
+            on_grid(x, grid, region=units.region, frames=units.frames, motion=motion), positions
+        )
         for stage, x in taps.items()
     }
 
@@ -94,7 +102,10 @@ def rank_pairs(
     pixel = decode[RGB_STAGE] + backbone.whole_gflops()
     ranked = []
     for cut in worthwhile_cuts(backbone):
-        placed = [stage_samples(taps, grid, units=units, seed=seed) for grid in cut.grids]
+        placed = [
+            stage_samples(taps, grid, units=units, motion=moves, seed=seed)
+            for grid, moves in zip(cut.grids, moving(cut.grids), strict=True)
+        ]
         for i, stage in enumerate(arch.stage_names[:-1]):
             stages = arch.stage_names[: i + 1]
             cost = decode[stage] + adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
@@ -132,42 +143,79 @@ def ridge_for(
 ) -> tuple[RidgeFit, ...]:
     """The ridge optimum of each of a candidate's 1×1 convolutions; R² on every fourth unit, held out."""
     return tuple(
-        _ridge({s: taps[s] for s in candidate.stages}, own, grid, units=units, seed=seed)
-        for own, grid in zip(samples, cut.grids, strict=True)
+        _ridge({s: taps[s] for s in candidate.stages}, own, grid, units=units, motion=moves, seed=seed)
+        for own, grid, moves in zip(samples, cut.grids, moving(cut.grids), strict=True)
     )
 
 
 def _ridge(
-    taps: Mapping[str, Tensor], samples: Tensor, grid: tuple[int, ...], *, units: Units, seed: int
+    taps: Mapping[str, Tensor],
+    samples: Tensor,
+    grid: tuple[int, ...],
+    *,
+    units: Units,
+    motion: bool,
+    seed: int,
 ) -> RidgeFit:
-    x = torch.cat(list(stage_samples(taps, grid, units=units, seed=seed).values()), dim=1)
+    x = torch.cat(list(stage_samples(taps, grid, units=units, motion=motion, seed=seed).values()), dim=1)
     count = next(iter(taps.values())).shape[0] // units.frames
-    held = torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    held = held.repeat_interleave(len(x) // count)
-    if not held.any():  # too few units to hold any out: R² is then of the fit itself
+    held = held_out(count).repeat_interleave(len(x) // count)
+    if held.all():  # too few units to hold any out: R² is then of the fit itself
         return ridge(x, samples, x, samples)
     return ridge(x[~held], samples[~held], x[held], samples[held])
 
 
-def spread_top(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
-    """The best `count` candidates, at most one for each cut: neighbours in rank differ little."""
-    chosen: dict[str, Candidate] = {}
-    for candidate in ranked:
-        chosen.setdefault(candidate.cut, candidate)
-    return tuple(chosen.values())[:count]
+def held_out(count: int) -> Tensor:
+    """Which of so many units judge what is fitted to the others, bool [count]; all where they are few."""
+    held = torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    return held if held.any() else torch.ones(count, dtype=torch.bool)
+
+
+def short_list(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
+    """At most `count` candidates, best first: as many of each stage, then others."""
+    turns: dict[str, int] = {}
+    places = []
+    for place, candidate in enumerate(ranked):
+        turn = turns[candidate.stage] = turns.get(candidate.stage, -1) + 1
+        places.append((turn, place))
+    kept = sorted(place for _, place in sorted(places)[:count])
+    return tuple(ranked[place] for place in kept)
+
+
+def decided(errors: Mapping[Candidate, float], count: int) -> tuple[Candidate, ...]:
+    """`count` of the candidates whose answers' errors are known: of those that nothing cheaper beats the
+    nearest to the reference first, then the cheapest, then one that saves much for little; then by rank.
+
+    `errors` is in order of rank.
+    """
+    front = [c for c in errors if not any(_beats(errors, other, c) for other in errors)]
+    nearest = min(front, key=lambda c: errors[c])
+    near = [c for c in front if errors[c] <= NEAR * errors[nearest]]
+    wanted = [nearest, min(front, key=lambda c: c.gflops), min(near, key=lambda c: c.gflops)]
+    return tuple(dict.fromkeys([*wanted, *front, *errors]))[:count]
+
+
+def _beats(errors: Mapping[Candidate, float], other: Candidate, one: Candidate) -> bool:
+    no_worse = errors[other] <= errors[one] and other.gflops <= one.gflops
+    return no_worse and (errors[other] < errors[one] or other.gflops < one.gflops)
 
 
 def adapter_gflops(arch: Architecture, stages: Sequence[str], cut: Cut) -> float:
     """GFLOPs (2 × MAC) of one unit through an adapter's convolutions; resizing is left out (it is small)."""
-    channels = sum(arch.stage_shape(s)[0] for s in stages)
-    return sum(2 * channels * math.prod(shape) / 1e9 for shape in cut.shapes if len(shape) > 2)
+    return sum(2 * inputs * math.prod(shape) / 1e9 for inputs, shape in _maps(arch, stages, cut))
 
 
 def adapter_parameters(arch: Architecture, stages: Sequence[str], cut: Cut) -> int:
     """Of an adapter from `stages` to `cut`."""
-    channels = sum(arch.stage_shape(s)[0] for s in stages)
-    convs = sum((channels + 1) * shape[0] for shape in cut.shapes if len(shape) > 2)
+    convs = sum((inputs + 1) * shape[0] for inputs, shape in _maps(arch, stages, cut))
     return convs + sum(3 * math.prod(shape) for shape in cut.shapes if len(shape) == 2)
+
+
+def _maps(arch: Architecture, stages: Sequence[str], cut: Cut) -> list[tuple[int, tuple[int, ...]]]:
+    """(input channels of its convolution, shape) of each map and volume of a cut."""
+    channels = sum(arch.stage_shape(s)[0] for s in stages)
+    maps = [shape for shape in cut.shapes if len(shape) > 2]
+    return [(channels * (1 + moves), s) for moves, s in zip(moving(cut.grids), maps, strict=True)]
 
 
 def _positions(grid: Sequence[int], seed: int) -> Tensor:

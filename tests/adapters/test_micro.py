@@ -9,6 +9,7 @@ from torch import Tensor
 from nvpstore.adapters.joint import AdapterTerm
 from nvpstore.adapters.losses import composite_loss
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter, placed
+from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.codec.grids import WHOLE, Region
 from nvpstore.tasks.cuts import CutBackbone
@@ -161,11 +162,12 @@ CUTS: dict[str, tuple[list[tuple[int, ...]], int]] = {
 }
 
 
+@pytest.mark.parametrize("motion", [False, True])
 @pytest.mark.parametrize("region", [WHOLE, Region(left=-0.2, top=0.1, right=1.3, bottom=0.6)])
 @pytest.mark.parametrize("cut", CUTS)
-def test_raw_and_normalised_adapters_are_each_others_inverse(cut: str, region: Region) -> None:
+def test_raw_and_normalised_adapters_are_each_others_inverse(cut: str, region: Region, motion: bool) -> None:
     shapes, frames = CUTS[cut]
-    adapter = MicroAdapter(("0",), (5,), shapes, region=region, frames=frames)
+    adapter = MicroAdapter(("0",), (5,), shapes, region=region, frames=frames, motion=motion)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
     scales = scales_of(shapes)
@@ -191,6 +193,37 @@ def test_pathways_each_have_a_convolution_over_their_own_times() -> None:
     torch.testing.assert_close(slow, by_hand + adapter.convs[0].bias[:, None, None, None])
     by_hand = torch.einsum("oc,utchw->uothw", other, every)
     torch.testing.assert_close(fast, by_hand + adapter.convs[1].bias[:, None, None, None])
+
+
+def test_the_fast_pathway_sees_what_moves() -> None:
+    shapes = [(6, 2, 4, 5), (3, 8, 4, 5)]
+    adapter = MicroAdapter(("0", "1"), (5, 3), shapes, frames=8, motion=True)
+    assert [conv.weight.shape[1] for conv in adapter.convolutions] == [8, 16]
+    with torch.no_grad():
+        for conv in adapter.convolutions:
+            conv.bias.zero_()
+        adapter.convolutions[1].weight[:, [*range(5), *range(10, 13)]] = 0  # motion is left
+    still = torch.randn(2, 1, 5, 4, 5).expand(-1, 8, -1, -1, -1).flatten(0, 1)
+    taps = {"0": still, "1": still[:, :3]}
+    assert not adapter(taps)[1].any()
+    moving = still * torch.arange(16.0)[:, None, None, None]
+    fast = adapter({"0": moving, "1": moving[:, :3]})[1]
+    assert fast.any()
+    # Its channels stand beside those that they are of.
+    own = adapter.convolutions[1].weight[:, 5:10, 0, 0]
+    second = torch.einsum("oc,uchw->uohw", own, 4 * (moving[2::8] - moving[::8]) / 2)
+    other = torch.einsum(
+        "oc,uchw->uohw",
+        adapter.convolutions[1].weight[:, 13:, 0, 0],
+        4 * (moving[2::8] - moving[::8])[:, :3] / 2,
+    )
+    torch.testing.assert_close(fast[:, :, 1], second + other, atol=1e-4, rtol=1e-4)
+    stored = store_adapter(adapter)
+    back = load_adapter(stored, ("0", "1"), shapes, frames=8)
+    assert back.motion
+    torch.testing.assert_close(back(taps)[0], adapter(taps)[0], atol=0.1, rtol=0.1)
+    without = MicroAdapter(("0", "1"), (5, 3), shapes, frames=8)
+    assert not load_adapter(store_adapter(without), ("0", "1"), shapes, frames=8).motion
 
 
 def test_a_class_token_begins_as_the_mean_and_learns_where_to_look() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nvpstore.codec.grids import WHOLE, Region, on_grid, outside
+from nvpstore.codec.grids import MOTION_PICTURES, WHOLE, Region, moving, on_grid, outside
 
 
 def plane(height: int, width: int) -> torch.Tensor:
@@ -52,6 +52,33 @@ def test_clips_are_linear_in_time_with_the_ends_at_the_ends() -> None:
     found = on_grid(pictures, (3, 2, 2), frames=8)
     assert found.shape == (2, 1, 3, 2, 2)
     assert found[1, 0, :, 0, 0].tolist() == [8, 11.5, 15]
+
+
+def test_motion_is_what_changes_from_the_picture_before_to_the_one_after() -> None:
+    pictures = torch.tensor([0.0, 1, 4, 9, 5, 5, 5, 5])[:, None, None, None].expand(8, 1, 2, 2)
+    found = on_grid(pictures, (4, 2, 2), frames=4, motion=True)
+    assert found.shape == (2, 2, 4, 2, 2)
+    assert found[0, 0, :, 0, 0].tolist() == [0, 1, 4, 9]
+    assert found[0, 1, :, 0, 0].tolist() == [MOTION_PICTURES * x for x in (1, 2, 4, 5)]
+    assert not found[1, 1].any()
+    # It is that of the pictures, on coarser times as well; a picture alone does not move.
+    assert on_grid(pictures, (2, 2, 2), frames=4, motion=True)[0, 1, :, 0, 0].tolist() == [4, 20]
+    assert not on_grid(pictures, (1, 2, 2), frames=1, motion=True)[:, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("grids", "wanted"),
+    [
+        ([(4, 5)], [False]),
+        ([(8, 4, 5)], [True]),
+        ([(2, 4, 5), (8, 4, 5)], [False, True]),
+        ([], []),
+    ],
+)
+def test_volumes_that_are_finest_in_time_have_motion(
+    grids: list[tuple[int, ...]], wanted: list[bool]
+) -> None:
+    assert list(moving(grids)) == wanted
 
 
 def test_a_cell_on_the_edge_is_inside_however_it_was_rounded() -> None:

@@ -29,6 +29,12 @@ clips = st.builds(Clip, frames=st.integers(2, 6), stride=st.integers(1, 4))
 lengths = st.integers(1, 150)
 
 
+def asked_about(clip: Clip, frames: int) -> list[list[int]]:
+    """The clips that queries ask about, their last picture filled up."""
+    starts = range(0, frames, clip.span)
+    return [[min(s + i * clip.stride, frames - 1) for i in range(clip.frames)] for s in starts]
+
+
 def pictures(plan: UnitPlan, seen: bool) -> set[int]:
     return set(plan.frames[plan.seen == seen].flatten().tolist())
 
@@ -86,26 +92,52 @@ class TestClips:
         self, clip: Clip, frames: int, share: float, measured: int
     ) -> None:
         plan = units_to_train(task(clip), frames=frames, share=share, measured=measured)
-        count = -(-frames // clip.span)
-        assert set(plan.frames[:, 0].tolist()) <= set(range(0, frames, clip.span))
-        assert int(plan.seen.sum()) == max(1, round(share * count))
-        unseen = len(plan.seen) - int(plan.seen.sum())
-        assert unseen <= max(1, measured // clip.frames)
-        assert (unseen > 0) == (measured > 0 and int(plan.seen.sum()) < count)
+        asked = asked_about(clip, frames)
+        learned = [unit for unit in asked if unit in plan.frames[plan.seen].tolist()]
+        assert len(learned) == max(1, round(share * len(asked)))
+        # Whatever else is learned from is of the same pictures.
+        assert pictures(plan, seen=True) == {frame for unit in learned for frame in unit}
+        judged = plan.frames[~plan.seen].tolist()
+        assert all(unit in asked for unit in judged)
+        assert len(judged) <= max(1, measured // clip.frames)
+        assert bool(judged) == (measured > 0 and len(learned) < len(asked))
         assert not pictures(plan, seen=True) & pictures(plan, seen=False)
 
     @given(clip=clips, frames=lengths, start=st.integers(0, 9))
-    def test_at_ingest_the_last_part_is_not_seen(self, clip: Clip, frames: int, start: int) -> None:
+    def test_at_ingest_every_third_clip_is_not_seen(self, clip: Clip, frames: int, start: int) -> None:
         plan = units_at_ingest(task(clip), start_frame=start, frames=frames)
-        seen, unseen = pictures(plan, seen=True), pictures(plan, seen=False)
+        asked, whole = asked_about(clip, frames), frames // clip.span
+        judged = plan.frames[~plan.seen].tolist()
+        assert judged == (asked[2:whole:3] or (asked[1:2] if whole == 2 else []))
+        assert len(plan.frames.unique(dim=0)) == len(plan.frames)
+        seen = pictures(plan, seen=True)
         assert seen
-        assert bool(unseen) == (frames >= 2 * clip.span)
-        assert max(seen) < min(unseen, default=frames)
-        assert max(unseen, default=0) < frames
+        assert 0 <= min(seen) <= max(seen) < frames
+        # No clip to learn from reaches over one that is kept.
+        for unit in judged:
+            kept = range(unit[0], unit[0] + clip.span)
+            assert not any(min(own) in kept or max(own) in kept for own in plan.frames[plan.seen].tolist())
+            assert not seen & set(kept)
 
     def test_pictures_are_a_clips_own_and_the_last_one_fills_it_up(self) -> None:
         plan = units_to_train(task(Clip(frames=3, stride=2)), frames=9, share=1.0, measured=0)
-        assert plan.frames.tolist() == [[0, 2, 4], [6, 8, 8]]
+        learned = plan.frames.tolist()
+        assert [0, 2, 4] in learned
+        assert [6, 8, 8] in learned
+
+    def test_few_clips_are_shown_slowed_there_and_back_and_backwards(self) -> None:
+        plan = units_to_train(task(Clip(frames=4, stride=1)), frames=16, share=0.25, measured=4)
+        assert plan.frames[plan.seen].tolist() == [
+            [8, 8, 9, 9],
+            [8, 9, 10, 11],
+            [8, 10, 10, 8],
+            [9, 9, 8, 8],
+            [10, 10, 11, 11],
+            [11, 10, 9, 8],
+            [11, 11, 10, 10],
+        ]
+        many = units_at_ingest(task(Clip(frames=4, stride=1)), start_frame=0, frames=60)
+        assert (many.frames.diff(dim=1) == 1).all()
 
 
 class TestGathering:

@@ -11,10 +11,12 @@ from nvpstore.routing import select
 from nvpstore.routing.select import (
     Candidate,
     cut_samples,
+    decided,
+    held_out,
     most_parameters,
     rank_pairs,
     ridge_for,
-    spread_top,
+    short_list,
     stage_samples,
     worthwhile_cuts,
 )
@@ -90,9 +92,34 @@ def test_samples_of_stage_and_cut_are_of_the_same_positions(backbone: CutBackbon
     assert of_cut.shape == (select.POSITIONS_PER_UNIT, 1)
 
 
-def test_the_best_few_are_of_different_cuts() -> None:
-    ranked = [
-        Candidate(stages=("0", stage), cut=cut, cka=0.5, gflops=1.0, score=score)
-        for score, stage, cut in ((0.9, "1", "a"), (0.8, "2", "a"), (0.7, "1", "b"), (0.6, "1", "c"))
-    ]
-    assert [(c.stage, c.cut) for c in spread_top(ranked, 2)] == [("1", "a"), ("1", "b")]
+def pair(stage: str, cut: str, gflops: float = 1.0) -> Candidate:
+    return Candidate(stages=("0", stage), cut=cut, cka=0.5, gflops=gflops, score=1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [(1, "1a"), (2, "1a 2a"), (3, "1a 1b 2a"), (4, "1a 1b 2a 2b"), (9, "1a 1b 1c 2a 2b")],
+)
+def test_the_short_list_has_as_many_of_each_stage(count: int, wanted: str) -> None:
+    ranked = [pair(stage, cut) for stage, cut in ("1a", "1b", "1c", "2a", "2b")]
+    assert " ".join(c.stage + c.cut for c in short_list(ranked, count)) == wanted
+
+
+def test_answers_decide_among_pairs_that_nothing_cheaper_beats() -> None:
+    errors = {
+        pair("1", "a", 2): 0.9,
+        pair("1", "b", 1): 0.8,  # the cheapest, and better than the first
+        pair("2", "a", 3): 0.25,  # nearly as near as the nearest
+        pair("2", "b", 4): 0.5,  # dearer and further
+        pair("3", "a", 9): 0.2,
+    }
+    named = [c.stage + c.cut for c in decided(errors, 5)]
+    assert named == ["3a", "1b", "2a", "1a", "2b"]
+    assert [c.stage + c.cut for c in decided(errors, 2)] == ["3a", "1b"]
+    alike = {pair("1", "a"): 0.5, pair("1", "b"): 0.5}
+    assert [c.cut for c in decided(alike, 3)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, [0]), (3, [0, 1, 2]), (4, [3]), (9, [3, 7])])
+def test_every_fourth_unit_judges_what_is_fitted_to_the_others(count: int, wanted: list[int]) -> None:
+    assert held_out(count).nonzero().flatten().tolist() == wanted
