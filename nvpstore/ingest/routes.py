@@ -196,7 +196,8 @@ class Pairs:
         adapter = self.from_ridge(candidate).to(backbone.device)
         output = backbone.tail(candidate.cut)(*adapter(taps))
         wanted = self.reference[held.to(self.reference.device)]
-        return float(self.refs.task.head.loss(output, wanted.to(output.device)))
+        error = float(self.refs.task.head.loss(output, wanted.to(output.device)))
+        return error if math.isfinite(error) else math.inf
 
 
 def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:

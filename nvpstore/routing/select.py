@@ -190,7 +190,8 @@ def decided(errors: Mapping[Candidate, float], count: int) -> tuple[Candidate, .
     """
     front = [c for c in errors if not any(_beats(errors, other, c) for other in errors)]
     nearest = min(front, key=lambda c: errors[c])
-    near = [c for c in front if errors[c] <= NEAR * errors[nearest]]
+    # Rounding makes an error of nothing negative.
+    near = [c for c in front if max(errors[c], 0) <= NEAR * max(errors[nearest], 0)]
     wanted = [nearest, min(front, key=lambda c: c.gflops), min(near, key=lambda c: c.gflops)]
     return tuple(dict.fromkeys([*wanted, *front, *errors]))[:count]
 

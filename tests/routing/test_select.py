@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,8 +118,9 @@ def test_answers_decide_among_pairs_that_nothing_cheaper_beats() -> None:
     named = [c.stage + c.cut for c in decided(errors, 5)]
     assert named == ["3a", "1b", "2a", "1a", "2b"]
     assert [c.stage + c.cut for c in decided(errors, 2)] == ["3a", "1b"]
-    alike = {pair("1", "a"): 0.5, pair("1", "b"): 0.5}
-    assert [c.cut for c in decided(alike, 3)] == ["a", "b"]
+    for error in (0.5, -1e-8, math.inf):
+        alike = {pair("1", "a"): error, pair("1", "b"): error}
+        assert [c.cut for c in decided(alike, 3)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, [0]), (3, [0, 1, 2]), (4, [3]), (9, [3, 7])])
