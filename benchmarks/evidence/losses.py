@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.answers import accuracy_losses
 from benchmarks.evidence.joint import joint_losses
+from benchmarks.evidence.routing import routing_losses
 from benchmarks.evidence.tables import number, percent, times
 from benchmarks.evidence.upscaling import perceptual_losses
 
@@ -148,6 +149,7 @@ _TELLERS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "soak-load": _load,
     "accuracy": accuracy_losses,
     "joint": joint_losses,
+    "routing": routing_losses,
     "rate_distortion": _rate,
     "upscale": perceptual_losses,
     "stability": _stability,

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.evidence.answers import accuracy_tables, nets_table
 from benchmarks.evidence.joint import joint_table
+from benchmarks.evidence.routing import routing_tables
 from benchmarks.evidence.shown import (
     batch_headline,
     batch_table,
@@ -75,6 +76,16 @@ SECTIONS = (
         missing="Trained for minutes on a CPU, that of classes no longer than until some sources are wrong. "
         "Captions come from one frame, in which no action can be told.",
         tables=nets_table,
+    ),
+    Section(
+        name="routing",
+        title="Which stage for which cut",
+        intro="An adapter for every stage × cut pair of the longest segment, against the three that ingest "
+        "takes: ranked by CKA × saving, decided by the answers behind the ridge optimum.",
+        command="python -m benchmarks.routing --task labels --task look --task wide",
+        missing="Backbones of one family, two clips, a segment each. Chance flatters the best of many: a "
+        "frame of bikes is four points of its fidelity.",
+        tables=routing_tables,
     ),
     Section(
         name="joint",
