@@ -57,7 +57,7 @@ class MicroAdapter(nn.Module):
         super().__init__()
         self.stages = stages
         self.shapes = tuple(shapes)
-        self.region, self.frames, self.motion = region, frames, motion
+        self.region, self.frames = region, frames
         self.tap_channels = sum(tap_channels)
         self.moving = tuple(motion and fine for fine in moving(self.grids))
         maps = [shape for shape in shapes if len(shape) > 2]
@@ -71,6 +71,11 @@ class MicroAdapter(nn.Module):
     def grids(self) -> tuple[tuple[int, ...], ...]:
         """The grid of each convolution."""
         return tuple(shape[1:] for shape in self.shapes if len(shape) > 2)
+
+    @property
+    def motion(self) -> bool:
+        """Some convolution sees it."""
+        return any(self.moving)
 
     @property
     def convolutions(self) -> list[nn.Conv2d]:

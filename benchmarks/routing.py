@@ -5,9 +5,9 @@ For each task and the longest segment of each video: every stage × cut pair who
 that routing looks at gets an adapter, as ingest trains one, and its fidelity is measured on frames that
 training did not see. That is exhaustive search. Beside it: the best of the first 5, 10 and 20 % by CKA ×
 saving, by CKA, by held-out R² of ridge regression, by cost, and at random (expected), each with its share of
-exhaustive search's time; and what ingest does, which ranks by CKA × saving and lets the answers behind the
-ridge optimum decide among the first of each stage. Then the composite feature loss against MSE alone:
-held-out error by steps, for the pair that ranks first.
+exhaustive search's time; and the pairs that ingest takes without a joint fit: ranked by CKA × saving, decided
+by the answers behind the ridge optimum among the first of each stage. Then the composite feature loss against
+MSE alone: held-out error by steps, for the pair that ranks first.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from nvpstore.adapters.train import AdapterTraining, train_adapter
 from nvpstore.api.output import TextOutput, aligned
 from nvpstore.archive import Archive
 from nvpstore.ingest.named import named_task
+from nvpstore.ingest.pairs import Pairs, inputs_of_units
 from nvpstore.ingest.references import ReferenceBuilder, References
-from nvpstore.ingest.routes import Pairs, RouteSettings, SegmentRoutes, collect_taps
+from nvpstore.ingest.routes import RouteSettings, SegmentRoutes
 from nvpstore.ingest.units import units_at_ingest
 from nvpstore.routing.select import Candidate
 from nvpstore.tasks.registry import LoadedTask
@@ -152,7 +153,7 @@ class Segment:
         self.ridge_seconds += time.perf_counter() - began
         began = time.perf_counter()
         route = self.routes.adapter_route(candidate, self.pairs.from_ridge(candidate), sum(r2) / len(r2))
-        assert route.fidelity is not None, "every second frame is unseen"
+        assert route.fidelity is not None, "the longest segment of a demo's clip has frames to judge by"
         seconds = time.perf_counter() - began
         sys.stderr.write(f"{candidate.stage} → {candidate.cut}: {route.fidelity:.3f}, one of {of}\n")
         return Tried(
@@ -161,14 +162,14 @@ class Segment:
 
     def losses(self, candidate: Candidate) -> dict[str, list[dict[str, float]]]:
         """Held-out loss of the kind and agreement, by steps, for two feature losses."""
-        seen = self.refs.positions
-        inputs = self.pairs.from_ridge(candidate).inputs(
-            collect_taps(self.decoder, self.latents[seen], candidate.stages)
-        )
+        inputs = self._inputs(candidate, self.refs.frames[self.refs.seen])
         return {
             name: [self._error(candidate, inputs, loss, steps) for steps in STEPS]
             for name, loss in (("composite", composite_loss), ("mse", F.mse_loss))
         }
+
+    def _inputs(self, candidate: Candidate, frames: Tensor) -> tuple[Tensor, ...]:
+        return inputs_of_units(self.decoder, self.latents, frames, self.pairs.from_ridge(candidate))
 
     def _error(
         self,
@@ -197,9 +198,7 @@ class Segment:
             feature_loss=loss,
         )
         with torch.inference_mode():
-            unseen = refs.frames[refs.unseen].flatten()
-            adapted = trained(collect_taps(self.decoder, self.latents[unseen], candidate.stages))
-            output = tail(*adapted)
+            output = tail(*trained.from_inputs(self._inputs(candidate, refs.frames[refs.unseen])))
             error = refs.task.head.loss(output, refs.output[refs.unseen])
             same = refs.task.head.agreement(output, refs.output[refs.unseen])
         return {

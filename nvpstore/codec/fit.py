@@ -33,7 +33,7 @@ RATE_WEIGHT = 2.0  # of a rate that is twice its budget, beside the reconstructi
 STEP_RATE = 10.0  # times the learning rate: logarithms of steps have further to go than weights
 CHECKPOINT_SECONDS = 15.0  # of work that a kill may cost
 RETRIES = (1.0, 0.3, 0.1)  # of the learning rate: at first, and each time that a fit diverged
-LAYOUT = 5  # of a checkpoint; a fit begins anew where another release wrote it
+LAYOUT = 6  # of a checkpoint; a fit begins anew where another release wrote it
 assert BALANCE_EVERY % CLIP_EVERY == 0, "a clip's gradient is measured when all others are"
 
 

@@ -15,31 +15,18 @@ from nvpstore.adapters.joint import AdapterTerm
 from nvpstore.adapters.micro import FeatureScale, MicroAdapter
 from nvpstore.adapters.stored import load_adapter, store_adapter
 from nvpstore.adapters.train import AdapterTraining, train_adapter
-from nvpstore.codec.artifact import content_rgb, decode_taps
+from nvpstore.codec.artifact import content_rgb
 from nvpstore.codec.build import Architecture, stage_gflops
 from nvpstore.codec.hnerv import Decoder
 from nvpstore.codec.terms import JointTerm
 from nvpstore.ingest.originals import source_route
+from nvpstore.ingest.pairs import Pairs, inputs_of_units, taps_of_units
 from nvpstore.ingest.references import References
 from nvpstore.routing.choice import cost
-from nvpstore.routing.cka import RidgeFit
-from nvpstore.routing.select import (
-    Candidate,
-    Units,
-    decided,
-    held_out,
-    rank_pairs,
-    ridge_for,
-    short_list,
-)
+from nvpstore.routing.select import Candidate
 from nvpstore.tasks.heads import CONFIDENT
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, RouteRecord, StoredTensor
-
-DECODE_BATCH = 16  # pictures decoded at a time
-LEAST_GAIN = 0.01  # in fidelity, of a route over all that cost less
-SHORT_LIST = 8  # pairs whose answers are looked at before adapters are trained
-RANK_UNITS = 64  # units that CKA and ridge are computed on, spread over those that tasks may see
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,88 +109,10 @@ def _candidate_from(choice: str) -> Candidate:
     return Candidate(**{**fields, "stages": tuple(fields["stages"])})
 
 
-class Pairs:
-    """The stage × cut pairs of one segment and task: ranked, and their adapters as ridge regression has them.
-
-    Both look at no more than RANK_UNITS of the units that task terms may see.
-    """
-
-    def __init__(
-        self, decoder: Decoder, latents: Tensor, refs: References, arch: Architecture, *, seed: int
-    ) -> None:
-        self.refs, self.arch, self.seed = refs, arch, seed
-        content = arch.content_width / arch.coded_width, arch.content_height / arch.coded_height
-        self.units = Units(frames=refs.units.frames, region=refs.units.region.within(*content))
-        count = int(refs.seen.sum())
-        rows = torch.linspace(0, count - 1, min(RANK_UNITS, count)).round().long()
-        wanted = decoder.names[:-1] if decoder.names[-1] == RGB_STAGE else decoder.names
-        positions = refs.frames[refs.seen][rows].flatten()
-        self.taps = collect_taps(decoder, latents[positions.to(latents.device)], wanted)
-        self.reference = refs.output[refs.seen][rows.to(refs.output.device)]
-        self.samples = {
-            cut: tuple(s.reshape(count, -1, s.shape[1])[rows].flatten(0, 1) for s in samples)
-            for cut, samples in refs.samples.items()
-        }
-
-    def ranked(self) -> tuple[Candidate, ...]:
-        return rank_pairs(
-            self.taps,
-            self.samples,
-            arch=self.arch,
-            backbone=self.refs.task.backbone,
-            units=self.units,
-            seed=self.seed,
-        )
-
-    def ridge(self, candidate: Candidate) -> tuple[RidgeFit, ...]:
-        cut = self.refs.task.backbone.cut(candidate.cut)
-        return ridge_for(
-            candidate, self.taps, self.samples[candidate.cut], cut, units=self.units, seed=self.seed
-        )
-
-    @torch.no_grad()
-    def from_ridge(self, candidate: Candidate) -> MicroAdapter:
-        """An adapter whose convolutions are the ridge optimum."""
-        adapter = MicroAdapter(
-            candidate.stages,
-            [self.arch.stage_shape(stage)[0] for stage in candidate.stages],
-            self.refs.task.backbone.cut(candidate.cut).shapes,
-            region=self.units.region,
-            frames=self.units.frames,
-            motion=True,
-        )
-        for conv, fit in zip(adapter.convolutions, self.ridge(candidate), strict=True):
-            conv.weight.zero_()  # the mark of what lies outside has no part in the regression
-            conv.weight[:, : len(fit.weight)].copy_(fit.weight.T[:, :, None, None])
-            assert conv.bias is not None, "adapters have biases"
-            conv.bias.copy_(fit.bias)
-        return adapter
-
-    def decided(self, ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
-        """Which `count` of the pairs are worth an adapter, by the answers behind those that rank high."""
-        errors = {candidate: self.answers_error(candidate) for candidate in short_list(ranked, SHORT_LIST)}
-        return decided(errors, count) if errors else ()
-
-    @torch.inference_mode()
-    def answers_error(self, candidate: Candidate) -> float:
-        """How far answers behind the ridge optimum are from the reference's, on the units held out: the
-        task's loss.
-        """
-        backbone, frames = self.refs.task.backbone, self.units.frames
-        held = held_out(len(self.reference))
-        pictures = held.repeat_interleave(frames)
-        taps = {stage: self.taps[stage][pictures].to(backbone.device) for stage in candidate.stages}
-        adapter = self.from_ridge(candidate).to(backbone.device)
-        output = backbone.tail(candidate.cut)(*adapter(taps))
-        wanted = self.reference[held.to(self.reference.device)]
-        error = float(self.refs.task.head.loss(output, wanted.to(output.device)))
-        return error if math.isfinite(error) else math.inf
-
-
-def collect_taps(decoder: Decoder, latents: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
-    """Outputs of `stages` for all of `latents`, on the CPU."""
-    parts = list(decode_taps(decoder, latents, stages))
-    return {s: torch.cat([p[s].float().cpu() for p in parts]).clone() for s in stages}
+def _candidate_among(ranked: Sequence[Candidate], choice: str) -> Candidate:
+    """The same pair as it ranks by now."""
+    wanted = _candidate_from(choice)
+    return next(c for c in ranked if (c.cut, c.stages) == (wanted.cut, wanted.stages))
 
 
 class SegmentRoutes:
@@ -238,15 +147,13 @@ class SegmentRoutes:
             return ()
         pairs = Pairs(self.decoder, self.latents, self.refs, self.arch, seed=self.seed)
         ranked = pairs.ranked()
-        chosen = list(pairs.decided(ranked, self.settings.adapters))
-        if joint is not None:
-            wanted = json.loads(joint.choice)
-            pair = next(c for c in ranked if c.cut == wanted["cut"] and list(c.stages) == wanted["stages"])
-            chosen = [pair, *(c for c in chosen if c != pair)][: self.settings.adapters]
+        joined = () if joint is None else (_candidate_among(ranked, joint.choice),)
+        decided = pairs.decided(ranked, self.settings.adapters)
+        chosen = list(dict.fromkeys([*joined, *decided]))[: self.settings.adapters]
         records = []
         for candidate in chosen:
             start = pairs.from_ridge(candidate)
-            if joint is not None and candidate is chosen[0]:
+            if joint is not None and candidate in joined:
                 start = joint.adapter.cpu().denormalised([s.cpu() for s in joint.scales])
             r2 = [fit.r2 for fit in pairs.ridge(candidate)]
             records.append(self.adapter_route(candidate, start, sum(r2) / len(r2)))
@@ -255,10 +162,10 @@ class SegmentRoutes:
     def adapter_route(self, candidate: Candidate, start: MicroAdapter, ridge_r2: float) -> RouteRecord:
         """One pair's adapter, trained from `start`, stored and measured as it is stored."""
         refs = self.refs
-        taps = collect_taps(self.decoder, self.latents[refs.positions], candidate.stages)
+        inputs = inputs_of_units(self.decoder, self.latents, refs.frames[refs.seen], start)
         trained = train_adapter(
             start.to(self.device),
-            [x.to(self.device) for x in start.inputs(taps)],
+            [x.to(self.device) for x in inputs],
             targets=refs.targets(candidate.cut),
             reference=refs.output[refs.seen],
             tail=refs.task.backbone.tail(candidate.cut),
@@ -297,11 +204,8 @@ class SegmentRoutes:
         return agreement_on(self.refs, outputs)
 
     def _unseen_taps(self, stages: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Batches of whole units; nothing at all for none: backbones need not take a batch of none."""
         frames = self.refs.frames[self.refs.unseen]
-        for part in frames.split(max(1, DECODE_BATCH // frames.shape[1])) if len(frames) else ():
-            parts = list(decode_taps(self.decoder, self.latents[part.flatten()], stages))
-            yield {stage: torch.cat([taps[stage] for taps in parts]) for stage in stages}
+        return taps_of_units(self.decoder, self.latents, frames, stages)
 
     @torch.inference_mode()
     def _pixel_route(self) -> RouteRecord:
@@ -344,7 +248,7 @@ def worth_keeping(routes: Sequence[RouteRecord]) -> Sequence[RouteRecord]:
     kept: list[RouteRecord] = []
     for route in sorted(routes, key=cost):
         best = max((r.fidelity for r in kept if r.fidelity is not None), default=None)
-        if best is None or route.fidelity is None or route.fidelity >= best + LEAST_GAIN:
+        if best is None or route.fidelity is None or route.fidelity > best:
             kept.append(route)
     return kept
 

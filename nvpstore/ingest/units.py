@@ -13,7 +13,7 @@ from nvpstore.tasks.spec import Clip, TaskSpec
 TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
 MEASURED_EVERY = 3  # of the clips that follow one another every third is kept for measuring
 CLIPS_A_SPAN = 8  # clips to learn from begin so often
-FEW_CLIPS = 12  # below so many to learn from, each is also shown in other ways
+FEW_CLIPS = 12  # below so many to learn from, they are also shown in other ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +101,21 @@ def _asked_clips(clip: Clip, frames: int) -> Tensor:
 
 
 def _clips(clip: Clip, frames: int) -> UnitPlan:
-    """Every third of the clips that queries ask about is unseen, or the second of two; those to learn from
+    """Every third of the clips that queries ask about is unseen, or the first of two; those to learn from
     begin often in what is left.
     """
     starts = torch.arange(0, frames, clip.span)
     whole = frames // clip.span
-    last = [whole - 1] if 2 <= whole < MEASURED_EVERY else []
-    judged = torch.tensor([*range(MEASURED_EVERY - 1, whole, MEASURED_EVERY), *last], dtype=torch.long)
+    third = range(MEASURED_EVERY - 1, whole, MEASURED_EVERY)
+    judged = torch.tensor([0] if whole == 2 else third, dtype=torch.long)
     steps = torch.arange(clip.frames) * clip.stride
     begins, ends = [0, *(starts[judged] + clip.span).tolist()], [*starts[judged].tolist(), frames]
     learned = []
     for begin, end in zip(begins, ends, strict=True):
         often = range(begin, end - clip.span + 1, max(1, clip.span // CLIPS_A_SPAN))
         learned.append(torch.tensor(often, dtype=torch.long)[:, None] + steps)
-    if not any(len(part) for part in learned):  # its last picture fills a short segment's clip up
-        learned = [steps.clamp_max(int(starts[judged[0]] if len(judged) else frames) - 1)[None]]
+    if not whole:
+        learned = [steps.clamp_max(frames - 1)[None]]
     return _plan_of(_shown(torch.cat(learned)), starts[judged][:, None] + steps)
 
 
@@ -125,15 +125,17 @@ def _plan_of(seen: Tensor, unseen: Tensor) -> UnitPlan:
 
 
 def _shown(clips: Tensor) -> Tensor:
-    """Clips [u, t] to learn from; few ones also slowed, there and back, and everything backwards."""
+    """Clips [u, t] to learn from; few ones also slowed, there and back, and everything backwards, until they
+    are FEW_CLIPS.
+    """
     if len(clips) >= FEW_CLIPS:
         return clips
     count = clips.shape[1]
     forth = torch.arange(count)
     ways = [forth, forth // 2, (count + forth) // 2, torch.cat([forth[::2], forth[::2].flip(0)])[:count]]
     shown = torch.cat([clips[:, way] for way in (*ways, *(way.flip(0) for way in ways))])
-    once: Tensor = torch.unique(shown, dim=0)
-    return once
+    once = dict.fromkeys(tuple(clip) for clip in shown.tolist())
+    return torch.tensor(list(once)[: max(FEW_CLIPS, len(clips))])
 
 
 class Gathering:

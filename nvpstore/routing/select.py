@@ -23,7 +23,7 @@ TAIL_SHARES = (0.5, 0.1)
 # many as that of one with 4 million, up to the second share.
 ADAPTER_SHARE, ADAPTER_LEAST, SMALL_SHARE = 0.01, 40_000, 0.1
 FIRST_STAGE = 1  # the stem is a pointwise map of the latent's few channels: it cannot span a cut's features
-NEAR = 1.25  # times the smallest error of answers: as good as the nearest
+AS_NEAR, NEAR = 1.05, 1.25  # times the smallest error of answers
 HELD_OUT_EVERY = 4  # of the units that tasks may see, every fourth judges the ridge fit
 
 
@@ -55,6 +55,7 @@ class Units:
 
 ONE_PICTURE = Units()
 Samples = tuple[Tensor, ...]  # of each map or volume of a cut, [u·k, c]
+Place = tuple[tuple[int, ...], bool]  # a grid, and whether motion belongs to it
 
 
 def cut_samples(features: Mapping[str, Features], *, seed: int) -> dict[str, Samples]:
@@ -65,36 +66,37 @@ def cut_samples(features: Mapping[str, Features], *, seed: int) -> dict[str, Sam
     }
 
 
+def places(cut: Cut) -> tuple[Place, ...]:
+    """Where a cut's maps and volumes want stages laid out."""
+    return tuple(zip(cut.grids, moving(cut.grids), strict=True))
+
+
 def stage_samples(
-    taps: Mapping[str, Tensor],
-    grid: tuple[int, ...],
-    *,
-    units: Units = ONE_PICTURE,
-    motion: bool = False,
-    seed: int,
+    taps: Mapping[str, Tensor], place: Place, *, units: Units = ONE_PICTURE, seed: int
 ) -> dict[str, Tensor]:
-    """Stage outputs {stage: [u·t, c, h, w]} → samples {stage: [u·k, c or 2c]} on one of a cut's grids."""
+    """Stage outputs {stage: [u·t, c, h, w]} → samples {stage: [u·k, c or 2c]} at one of a cut's places."""
+    grid, moves = place
     positions = _positions(grid, seed)
     return {
         stage: sample_grid(
-            on_grid(x, grid, region=units.region, frames=units.frames, motion=motion), positions
+            on_grid(x, grid, region=units.region, frames=units.frames, motion=moves), positions
         )
         for stage, x in taps.items()
     }
 
 
 def rank_pairs(
-    taps: Mapping[str, Tensor],
+    placed: Mapping[Place, Mapping[str, Tensor]],
     samples: Mapping[str, Samples],
     *,
     arch: Architecture,
     backbone: Backbone,
     units: Units = ONE_PICTURE,
-    seed: int,
 ) -> tuple[Candidate, ...]:
     """All stage × cut pairs that keep to the shares above and cost less than the pixel route, best first.
 
-    `taps` and `samples` are of the same units, all of them seen by task terms.
+    `placed` is what `stage_samples` gives at each place of a cut, `samples` what `cut_samples` gives, both of
+    the same units, all of them seen by task terms.
     """
     decode = {
         stage: units.frames * each for stage, each in zip(arch.stage_names, stage_gflops(arch), strict=True)
@@ -102,17 +104,14 @@ def rank_pairs(
     pixel = decode[RGB_STAGE] + backbone.whole_gflops()
     ranked = []
     for cut in worthwhile_cuts(backbone):
-        placed = [
-            stage_samples(taps, grid, units=units, motion=moves, seed=seed)
-            for grid, moves in zip(cut.grids, moving(cut.grids), strict=True)
-        ]
         for i, stage in enumerate(arch.stage_names[:-1]):
             stages = arch.stage_names[: i + 1]
             cost = decode[stage] + adapter_gflops(arch, stages, cut) + backbone.tail_gflops(cut.name)
             parameters = adapter_parameters(arch, stages, cut)
             if i < FIRST_STAGE or cost >= pixel or parameters > most_parameters(backbone):
                 continue
-            alike = [linear_cka(x[stage], y) for x, y in zip(placed, samples[cut.name], strict=True)]
+            both = zip(places(cut), samples[cut.name], strict=True)
+            alike = [linear_cka(placed[place][stage], y) for place, y in both]
             cka = sum(alike) / len(alike)
             ranked.append(
                 Candidate(stages=stages, cut=cut.name, cka=cka, gflops=cost, score=cka * (1 - cost / pixel))
@@ -134,66 +133,69 @@ def worthwhile_cuts(backbone: Backbone) -> tuple[Cut, ...]:
 
 def ridge_for(
     candidate: Candidate,
-    taps: Mapping[str, Tensor],
+    placed: Mapping[Place, Mapping[str, Tensor]],
     samples: Samples,
     cut: Cut,
     *,
-    units: Units = ONE_PICTURE,
-    seed: int,
+    fitted: Tensor,
+    held: Tensor,
 ) -> tuple[RidgeFit, ...]:
-    """The ridge optimum of each of a candidate's 1×1 convolutions; R² on every fourth unit, held out."""
-    return tuple(
-        _ridge({s: taps[s] for s in candidate.stages}, own, grid, units=units, motion=moves, seed=seed)
-        for own, grid, moves in zip(samples, cut.grids, moving(cut.grids), strict=True)
-    )
+    """The ridge optimum of each of a candidate's 1×1 convolutions, of the units that `fitted` marks; R² and
+    the ridge's strength by those that `held` marks (both bool [u]).
+    """
+    fits = []
+    for place, y in zip(places(cut), samples, strict=True):
+        x = torch.cat([placed[place][stage] for stage in candidate.stages], dim=1)
+        own, others = (mask.repeat_interleave(len(y) // len(mask)) for mask in (fitted, held))
+        fits.append(ridge(x[own], y[own], x[others], y[others]))
+    return tuple(fits)
 
 
-def _ridge(
-    taps: Mapping[str, Tensor],
-    samples: Tensor,
-    grid: tuple[int, ...],
-    *,
-    units: Units,
-    motion: bool,
-    seed: int,
-) -> RidgeFit:
-    x = torch.cat(list(stage_samples(taps, grid, units=units, motion=motion, seed=seed).values()), dim=1)
-    count = next(iter(taps.values())).shape[0] // units.frames
-    held = held_out(count).repeat_interleave(len(x) // count)
-    if held.all():  # too few units to hold any out: R² is then of the fit itself
-        return ridge(x, samples, x, samples)
-    return ridge(x[~held], samples[~held], x[held], samples[held])
+def held_out(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Of units `frames` [u, t] those to fit to, and those that judge what is fitted; both bool [u].
 
-
-def held_out(count: int) -> Tensor:
-    """Which of so many units judge what is fitted to the others, bool [count]; all where they are few."""
-    held = torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    return held if held.any() else torch.ones(count, dtype=torch.bool)
+    Pictures: every fourth judges. Clips: the last quarter judges, and those that share no picture with it are
+    fitted to. Where that leaves none of either, all do both, and what is judged flatters.
+    """
+    held = torch.arange(len(frames)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    fitted = ~held
+    if frames.shape[1] > 1:
+        first, last = frames.amin(1), frames.amax(1)
+        held = first >= first.float().quantile(1 - 1 / HELD_OUT_EVERY)
+        fitted = last < first[held].min()
+    if held.any() and fitted.any():
+        return fitted, held
+    everything = torch.ones(len(frames), dtype=torch.bool)
+    return everything, everything
 
 
 def short_list(ranked: Sequence[Candidate], count: int) -> tuple[Candidate, ...]:
-    """At most `count` candidates, best first: as many of each stage, then others."""
+    """At most `count` candidates, best first: the cheapest, then as many of each stage, then others."""
     turns: dict[str, int] = {}
-    places = []
+    order = []
+    cheapest = min(ranked, key=lambda c: c.gflops, default=None)
     for place, candidate in enumerate(ranked):
         turn = turns[candidate.stage] = turns.get(candidate.stage, -1) + 1
-        places.append((turn, place))
-    kept = sorted(place for _, place in sorted(places)[:count])
+        order.append((candidate != cheapest, turn, place))
+    kept = sorted(place for _, _, place in sorted(order)[:count])
     return tuple(ranked[place] for place in kept)
 
 
 def decided(errors: Mapping[Candidate, float], count: int) -> tuple[Candidate, ...]:
-    """`count` of the candidates whose answers' errors are known: of those that nothing cheaper beats the
-    nearest to the reference first, then the cheapest, then one that saves much for little; then by rank.
+    """`count` of the candidates whose answers' errors are known: the cheapest that is as near to the
+    reference as the nearest; the cheapest of all, which is the same pair in every segment, so that each has
+    one at the same cut; one that saves much for little. Then others that nothing cheaper beats, then by rank.
 
     `errors` is in order of rank.
     """
     front = [c for c in errors if not any(_beats(errors, other, c) for other in errors)]
-    nearest = min(front, key=lambda c: errors[c])
-    # Rounding makes an error of nothing negative.
-    near = [c for c in front if max(errors[c], 0) <= NEAR * max(errors[nearest], 0)]
-    wanted = [nearest, min(front, key=lambda c: c.gflops), min(near, key=lambda c: c.gflops)]
-    return tuple(dict.fromkeys([*wanted, *front, *errors]))[:count]
+    nearest = min(max(errors[c], 0) for c in front)  # rounding makes an error of nothing negative
+    as_near, near = (
+        min((c for c in front if max(errors[c], 0) <= share * nearest), key=lambda c: c.gflops)
+        for share in (AS_NEAR, NEAR)
+    )
+    cheapest = min(front, key=lambda c: c.gflops)
+    return tuple(dict.fromkeys([as_near, cheapest, near, *front, *errors]))[:count]
 
 
 def _beats(errors: Mapping[Candidate, float], other: Candidate, one: Candidate) -> bool:
