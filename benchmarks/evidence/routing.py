@@ -36,11 +36,16 @@ def routing_tables(found: Found) -> list[Table]:
             f"{row['best']:.3f}",
             f"{row['decided']['fidelity']:.3f} of {row['decided']['pairs']}",
             percent(row["decided"]["time_share"]),
+            f"{_first(row):.3f}",
+            f"{_of_cuts(row):.3f}",
             *(f"{_ten(row, name)['fidelity']:.3f}" for name in RANKINGS),
         )
         for row in found["rows"]
     )
-    head = ("task, video", "frames", "pairs", "exhaustive", "ingest", "time", *RANKINGS.values())
+    head = (
+        "task, video", "frames", "pairs", "exhaustive", "ingest", "time", "as many by rank",
+        "… of a cut each", *RANKINGS.values(),
+    )  # fmt: skip
     steps = tuple(
         (
             f"{row['task']}, {row['video']}",
@@ -61,6 +66,19 @@ def routing_tables(found: Found) -> list[Table]:
             rows=steps,
         ),
     ]
+
+
+def _first(row: Found) -> float:
+    """The best of as many pairs as ingest takes, by rank alone (`tried` is in that order)."""
+    return max(pair["fidelity"] for pair in row["tried"][: row["decided"]["pairs"]])
+
+
+def _of_cuts(row: Found) -> float:
+    """The same with at most one of a cut."""
+    best: dict[str, float] = {}
+    for pair in row["tried"]:
+        best.setdefault(pair["cut"], pair["fidelity"])
+    return max(list(best.values())[: row["decided"]["pairs"]])
 
 
 def _ten(row: Found, name: str) -> Found:

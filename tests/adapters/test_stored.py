@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from nvpstore.adapters.micro import MicroAdapter
-from nvpstore.adapters.stored import REGION, load_adapter, store_adapter
+from nvpstore.adapters.stored import MOTION, REGION, load_adapter, store_adapter
 from nvpstore.codec.grids import WHOLE, Region
 from nvpstore.codec.quantize import decode_tensor
 from nvpstore.errors import CodecError
@@ -29,10 +29,10 @@ CUTS: Mapping[str, Sequence[tuple[int, ...]]] = {
 }
 
 
-def drawn(cut: str, *, region: Region = WHOLE, frames: int = 1) -> MicroAdapter:
+def drawn(cut: str, *, region: Region = WHOLE, frames: int = 1, motion: bool = True) -> MicroAdapter:
     """An adapter with nothing left as it begins."""
     torch.manual_seed(0)
-    adapter = MicroAdapter(STAGES, CHANNELS, CUTS[cut], region=region, frames=frames)
+    adapter = MicroAdapter(STAGES, CHANNELS, CUTS[cut], region=region, frames=frames, motion=motion)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
     return adapter
@@ -48,13 +48,15 @@ def frames_of(cut: str) -> int:
     return 8 if cut in ("pathways", "one time") else 1
 
 
+@pytest.mark.parametrize("motion", [False, True])
 @pytest.mark.parametrize("region", [WHOLE, Region(left=0.2, right=0.7), LETTERBOX])
 @pytest.mark.parametrize("cut", CUTS)
-def test_an_adapter_comes_back_as_it_was_stored(cut: str, region: Region) -> None:
-    adapter = drawn(cut, region=region, frames=frames_of(cut))
+def test_an_adapter_comes_back_as_it_was_stored(cut: str, region: Region, motion: bool) -> None:
+    adapter = drawn(cut, region=region, frames=frames_of(cut), motion=motion)
     stored = store_adapter(adapter)
     back = load_adapter(stored, STAGES, CUTS[cut], frames=frames_of(cut))
     assert (back.stages, back.shapes, back.frames) == (STAGES, tuple(CUTS[cut]), frames_of(cut))
+    assert back.motion == (motion and frames_of(cut) > 1)
     np.testing.assert_allclose(
         [back.region.left, back.region.top, back.region.right, back.region.bottom],
         [region.left, region.top, region.right, region.bottom],
@@ -66,15 +68,18 @@ def test_an_adapter_comes_back_as_it_was_stored(cut: str, region: Region) -> Non
         for own, again in zip(adapter(x), back(x), strict=True):
             torch.testing.assert_close(again, own, atol=0.02 * float(own.abs().max()), rtol=0)
     # What was rounded once stays what it is.
-    assert store_adapter(load_adapter(store_adapter(back), STAGES, CUTS[cut])) == store_adapter(back)
+    again = load_adapter(store_adapter(back), STAGES, CUTS[cut], frames=frames_of(cut))
+    assert store_adapter(again) == store_adapter(back)
 
 
+@pytest.mark.parametrize("motion", [False, True])
 @pytest.mark.parametrize("region", [WHOLE, LETTERBOX])
 @pytest.mark.parametrize("cut", CUTS)
-def test_stored_tensors_mean_what_the_format_says(cut: str, region: Region) -> None:
+def test_stored_tensors_mean_what_the_format_says(cut: str, region: Region, motion: bool) -> None:
     frames = frames_of(cut)
-    stored = store_adapter(drawn(cut, region=region, frames=frames))
+    stored = store_adapter(drawn(cut, region=region, frames=frames, motion=motion))
     assert [t.name for t in stored if t.name == REGION] == ([] if region == WHOLE else [REGION])
+    assert [t.name for t in stored if t.name == MOTION] == ([MOTION] if motion and frames > 1 else [])
     x = taps(2, frames)
     with torch.no_grad():
         found = load_adapter(stored, STAGES, CUTS[cut], frames=frames)(x)
@@ -92,13 +97,18 @@ def by_hand(
     named = {t.name: decode_tensor(t).astype(np.float64) for t in stored}
     region = named.get("region", np.array([0, 0, 1, 1]))
     found: list[Array] = []
+    finest = max((shape[1] for shape in shapes if len(shape) == 4), default=0)
     for shape in shapes:
+        moves = "motion" in named and len(shape) == 4 and shape[1] == finest
         i = sum(len(s) > 2 for s in shapes[: len(found)])
         if len(shape) == 2:
             found.append(tokens(named, found[-1]))
             continue
         y = np.concatenate(
-            [sampled(taps[stage].numpy().astype(np.float64), shape[1:], region, frames) for stage in STAGES],
+            [
+                sampled(taps[stage].numpy().astype(np.float64), shape[1:], region, frames, moves)
+                for stage in STAGES
+            ],
             axis=1,
         )
         if min(region[:2]) < -1e-6 or max(region[2:]) > 1 + 1e-6:
@@ -116,7 +126,7 @@ def centres(count: int, first: float, last: float) -> Array:
     return first + (np.arange(count) + 0.5) * (last - first) / count
 
 
-def sampled(pictures: Array, grid: Sequence[int], region: Array, frames: int) -> Array:
+def sampled(pictures: Array, grid: Sequence[int], region: Array, frames: int, moves: bool) -> Array:
     left, top, right, bottom = region
     height, width = pictures.shape[2:]
     rows = (centres(grid[-2], top, bottom) * height - 0.5).clip(0, height - 1)
@@ -125,6 +135,10 @@ def sampled(pictures: Array, grid: Sequence[int], region: Array, frames: int) ->
     if len(grid) == 2:
         return flat
     clips = np.swapaxes(flat.reshape(-1, frames, *flat.shape[1:]), 1, 2)
+    if moves:
+        paces = 4 * (clips[:, :, 2:] - clips[:, :, :-2]) / 2
+        ends = [4 * (clips[:, :, [a]] - clips[:, :, [b]]) for a, b in ((1, 0), (-1, -2))]
+        clips = np.concatenate([clips, np.concatenate([ends[0], paces, ends[1]], axis=2)], axis=1)
     times = np.arange(grid[0]) * (frames - 1) / max(grid[0] - 1, 1)
     return between(clips, times, 2)
 

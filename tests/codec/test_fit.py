@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nvpstore.codec.artifact import coded_frames
+from nvpstore.codec.balance import LOSS_SCALE, Balance
 from nvpstore.codec.build import PRESETS, build_architecture
 from nvpstore.codec.checkpoint import write_state
 from nvpstore.codec.fit import FitProgress, SegmentFit
@@ -360,3 +361,14 @@ def test_a_resumed_fit_with_clips_repeats_an_undisturbed_one(tmp_path: Path) -> 
         whole.decoder.state_dict().values(), rest.decoder.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(own, resumed)
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_many_tasks_weigh_as_much_as_one_that_points_elsewhere(tasks: int) -> None:
+    shared = torch.eye(5)[0].requires_grad_()  # reconstruction and each task pull along an axis of their own
+    terms = {f"task-{i}": (1e-3 * (i + 1) * shared[i + 1], shared) for i in range(tasks)}
+    balance = Balance((1.0, 0.5, 0.2))
+    loss = balance.weigh(shared[0], shared, terms, tasks=tasks, step=0)
+    (gradient,) = torch.autograd.grad(loss, shared)
+    assert gradient[0] == pytest.approx(LOSS_SCALE)
+    assert gradient[1:].norm() == pytest.approx(0.5 * LOSS_SCALE, rel=1e-5)
