@@ -26,7 +26,7 @@ from nvpstore.types import RGB_STAGE, RouteRecord, SegmentRecord
 
 BATCH = 16  # pictures read at a time
 # A share of a segment's frames is few: epochs alone would be a handful of steps.
-SETTINGS = RouteSettings(adapters=3, epochs=8, least_steps=60)
+SETTINGS = RouteSettings(adapters=3, epochs=8, least_steps=480)
 
 Reference = Literal["original", "decoded"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -28,6 +28,8 @@ from nvpstore.tasks.heads import CONFIDENT
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import RGB_STAGE, RouteRecord, StoredTensor
 
+JOINED_RATE = 2e-3  # learning rate of an adapter that a joint fit ended with
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
@@ -40,16 +42,25 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSettings:
-    """How many stage × cut pairs get an adapter, each trained for `epochs` and for at least `least_steps`."""
+    """How many stage × cut pairs get an adapter, each trained for `epochs`; from few units for longer, until
+    `least_steps` are done or `least_gflops` have gone forward through its tail.
+    """
 
     adapters: int = 3
     epochs: int = 8
     least_steps: int = 0
+    least_gflops: float = 600.0
 
-    def training(self, units: int) -> AdapterTraining:
-        """Of an adapter that learns from so many units."""
-        steps = math.ceil(units / AdapterTraining().batch_frames)
-        return AdapterTraining(epochs=max(self.epochs, math.ceil(self.least_steps / steps)))
+    def training(self, units: int, *, tail_gflops: float, joined: bool = False) -> AdapterTraining:
+        """Of an adapter that learns from so many units; `joined`: in place of what a joint fit ended with."""
+        usual = AdapterTraining()
+        steps = math.ceil(units / usual.batch_frames)
+        least = min(self.least_steps, self.least_gflops / (usual.batch_frames * max(tail_gflops, 1e-6)))
+        return replace(
+            usual,
+            epochs=max(self.epochs, math.ceil(least / steps)),
+            learning_rate=JOINED_RATE if joined else usual.learning_rate,
+        )
 
 
 class TaskTerms:
@@ -156,11 +167,17 @@ class SegmentRoutes:
             if joint is not None and candidate in joined:
                 start = joint.adapter.cpu().denormalised([s.cpu() for s in joint.scales])
             r2 = [fit.r2 for fit in pairs.ridge(candidate)]
-            records.append(self.adapter_route(candidate, start, sum(r2) / len(r2)))
+            records.append(
+                self.adapter_route(candidate, start, sum(r2) / len(r2), joined=candidate in joined)
+            )
         return records
 
-    def adapter_route(self, candidate: Candidate, start: MicroAdapter, ridge_r2: float) -> RouteRecord:
-        """One pair's adapter, trained from `start`, stored and measured as it is stored."""
+    def adapter_route(
+        self, candidate: Candidate, start: MicroAdapter, ridge_r2: float, *, joined: bool = False
+    ) -> RouteRecord:
+        """One pair's adapter, trained from `start`, stored and measured as it is stored. `joined`: it starts
+        with what a joint fit ended with.
+        """
         refs = self.refs
         inputs = inputs_of_units(self.decoder, self.latents, refs.frames[refs.seen], start)
         trained = train_adapter(
@@ -170,7 +187,11 @@ class SegmentRoutes:
             reference=refs.output[refs.seen],
             tail=refs.task.backbone.tail(candidate.cut),
             output_loss=refs.task.head.loss,
-            settings=self.settings.training(int(refs.seen.sum())),
+            settings=self.settings.training(
+                int(refs.seen.sum()),
+                tail_gflops=refs.task.backbone.tail_gflops(candidate.cut),
+                joined=joined,
+            ),
             seed=self.seed,
         )
         tensors = store_adapter(trained)
