@@ -13,7 +13,7 @@ from nvpstore.codec.hnerv import Decoder
 from nvpstore.ingest import pairs as pairs_module
 from nvpstore.ingest.pairs import Pairs, inputs_of_units, taps_of_units
 from nvpstore.ingest.references import ReferenceBuilder, References
-from nvpstore.ingest.routes import worth_keeping
+from nvpstore.ingest.routes import RouteSettings, worth_keeping
 from nvpstore.ingest.units import units_at_ingest
 from nvpstore.routing.choice import choose
 from nvpstore.routing.select import Candidate, decided
@@ -138,3 +138,18 @@ def test_every_segment_has_the_cheapest_pair(
     cheapest = min(ranked, key=lambda c: c.gflops)
     errors = {candidate: 1 + candidate.cka for candidate in ranked}
     assert cheapest in decided(errors, 2)
+
+
+def test_few_units_are_learned_from_for_longer_as_far_as_the_tail_is_cheap() -> None:
+    settings = RouteSettings(epochs=8, least_steps=480, least_gflops=600)
+    cheap, dear = (settings.training(12, tail_gflops=g) for g in (0.1, 5.0))
+    assert cheap.epochs * math.ceil(12 / cheap.batch_frames) == 480
+    assert dear.epochs * math.ceil(12 / dear.batch_frames) == 16  # 600 / (8 · 5) steps
+    assert settings.training(1600, tail_gflops=5.0).epochs == 8  # enough units are learned from in any case
+
+
+def test_what_a_joint_fit_ended_with_is_learned_on_more_carefully() -> None:
+    settings = RouteSettings()
+    begun, joined = (settings.training(60, tail_gflops=0.1, joined=j) for j in (False, True))
+    assert joined.learning_rate < begun.learning_rate
+    assert joined.epochs == begun.epochs
