@@ -34,7 +34,8 @@ class Preset:
     and `task_from`: share of the epochs after which feature terms, then task terms, join.
     `weight_bits`: what a kernel's weights may take on average once they are compressed (None: 8 bit, rounded
     when the fit is done); after `round_from` of the epochs they are rounded while they learn.
-    `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`.
+    `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`, of
+    short segments for longer, until `adapter_steps` are done (`RouteSettings` says when they are too dear).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Preset:
     round_from: float = 0.6
     adapter_routes: int = 3
     adapter_epochs: int = 8
+    adapter_steps: int = 120
 
     def __post_init__(self) -> None:
         n = len(self.strides)
@@ -158,6 +160,7 @@ PRESETS: dict[str, Preset] = {
             target_psnr=24.0,
             adapter_routes=2,
             adapter_epochs=3,
+            adapter_steps=0,
         ),
         Preset(
             name="nerv-micro",
@@ -175,6 +178,7 @@ PRESETS: dict[str, Preset] = {
             target_psnr=24.0,
             adapter_routes=2,
             adapter_epochs=3,
+            adapter_steps=0,
         ),
         Preset(
             name="nerv",

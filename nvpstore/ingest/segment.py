@@ -205,7 +205,9 @@ def _routes(
     seed: int,
 ) -> tuple[tuple[RouteRecord, ...], ...]:
     joint = {term.version: term for term in fitted.terms if isinstance(term, AdapterTerm)}
-    settings = RouteSettings(adapters=preset.adapter_routes, epochs=preset.adapter_epochs)
+    settings = RouteSettings(
+        adapters=preset.adapter_routes, epochs=preset.adapter_epochs, least_steps=preset.adapter_steps
+    )
     return tuple(
         SegmentRoutes(
             decoder, latents, refs, segment=segment, arch=arch, settings=settings, seed=seed
