@@ -58,8 +58,8 @@ class Preset:
     clip_norm: float = 1.0
     target_psnr: float | None = 33.0
     joint_weights: tuple[float, float, float] = (1.0, 0.5, 0.2)
-    feature_from: float = 0.1
-    task_from: float = 0.3
+    feature_from: float = 0.5
+    task_from: float = 0.5
     weight_bits: float | None = None
     round_from: float = 0.6
     adapter_routes: int = 3
