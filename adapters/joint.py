@@ -64,26 +64,20 @@ class AdapterTerm:
     def sees(self, frames: Tensor) -> Tensor:
         return self.row[frames] >= 0
 
-    def losses(
-        self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, taps: Mapping[str, Tensor], units: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.row[units] if self.clips is None else units
-        return self._losses(taps, [t[rows] for t in self.targets], self.reference[rows], with_task=with_task)
+        return self._losses(taps, [t[rows] for t in self.targets], self.reference[rows])
 
-    def view_losses(
-        self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             features, reference = self.answer(views)
             targets = [s.normalise(f) for s, f in zip(self.scales, features, strict=True)]
-        return self._losses(taps, targets, reference, with_task=with_task)
+        return self._losses(taps, targets, reference)
 
     def _losses(
-        self, taps: Mapping[str, Tensor], targets: Sequence[Tensor], reference: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self, taps: Mapping[str, Tensor], targets: Sequence[Tensor], reference: Tensor
+    ) -> tuple[Tensor, Tensor]:
         adapted = self.adapter(taps)
         feature = torch.stack([composite_loss(a, t) for a, t in zip(adapted, targets, strict=True)]).mean()
-        if not with_task:
-            return feature, None
         output = self.tail(*(s.restore(a) for s, a in zip(self.scales, adapted, strict=True)))
         return feature, self.output_loss(output, reference)

@@ -30,8 +30,8 @@ class Preset:
     `coded_pixels` bounds the size at which a segment is coded (None: source size). `width_profile`
     says where capacity sits: stage i has `width_profile[i]` × the solved base width, at least
     `min_width`. `target_psnr` (dB) stops a fit early, measured at coded size. A short segment
-    is fitted for more epochs, until `least_steps` are done. `feature_from`
-    and `task_from`: share of the epochs after which feature terms, then task terms, join.
+    is fitted for more epochs, until `least_steps` are done. `terms_from`: share of the epochs
+    after which the terms of tasks join.
     `weight_bits`: what a kernel's weights may take on average once they are compressed (None: 8 bit, rounded
     when the fit is done); after `round_from` of the epochs they are rounded while they learn.
     `adapter_routes`: how many stage × cut pairs get an adapter of their own, trained for `adapter_epochs`, of
@@ -58,8 +58,7 @@ class Preset:
     clip_norm: float = 1.0
     target_psnr: float | None = 33.0
     joint_weights: tuple[float, float, float] = (1.0, 0.5, 0.2)
-    feature_from: float = 0.5
-    task_from: float = 0.5
+    terms_from: float = 0.5
     weight_bits: float | None = None
     round_from: float = 0.6
     adapter_routes: int = 3

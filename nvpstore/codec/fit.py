@@ -76,7 +76,7 @@ class SegmentFit:
     `frames_tchw` float16 [t, 3, H, W] in 0 … 1 at coded size (a sixteenth of an 8-bit level exact).
     `alike` int64 [runs]: how many frames each run of frames that show the same has (`alike_runs`; None: every
     frame differs); an epoch sees one frame of each, drawn by chance, and all of a run get one latent.
-    `terms_factory` is asked once, after `preset.feature_from` of the epochs, with the decoder and latents of
+    `terms_factory` is asked once, after `preset.terms_from` of the epochs, with the decoder and latents of
     that moment: only then is there something to rank stages by. `checkpoint` is written every
     `checkpoint_seconds`, between any two steps.
     """
@@ -239,7 +239,7 @@ class SegmentFit:
         return RATE_WEIGHT * reconstruction.detach() * above
 
     def _feature_epoch(self) -> int:
-        return math.ceil(self.preset.feature_from * self.epochs)
+        return math.ceil(self.preset.terms_from * self.epochs)
 
     def run_epoch(self) -> None:
         """One pass over a frame of each run, or what is left of it."""
@@ -296,24 +296,17 @@ class SegmentFit:
         """Coded pictures [b, 3, h, w] without their padding."""
         return frames[:, :, : self.arch.content_height, : self.arch.content_width]
 
-    @property
-    def _with_task(self) -> bool:
-        return self.epoch >= self.preset.task_from * self.epochs
-
     def _task_losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> Iterator[tuple[str, Weighed]]:
-        with_task = self._with_task
         for i, term in enumerate(self.terms):
             if term.clips is not None or not (seen := term.sees(frames)).any():
                 continue
             shared = taps[self._shallowest()]
             parts = {s: taps[s][seen].float() for s in term.stages}
-            both = [term.losses(parts, frames[seen], with_task=with_task)]
+            both = [term.losses(parts, frames[seen])]
             if self.encoder is not None:
-                both.append(self._view_losses(term, frames[seen], with_task=with_task))
+                both.append(self._view_losses(term, frames[seen]))
             yield f"feature-{i}", (torch.stack([feature for feature, _ in both]).mean(), shared)
-            if with_task:
-                task = torch.stack([task for _, task in both if task is not None]).mean()
-                yield f"task-{i}", (task, shared)
+            yield f"task-{i}", (torch.stack([task for _, task in both]).mean(), shared)
 
     def _clip_losses(self) -> Iterator[tuple[str, Weighed]]:
         """Now and then one clip of each term that learns from clips, decoded for it."""
@@ -328,16 +321,15 @@ class SegmentFit:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
                 taps = self.decoder.taps(self._latents(frames), stages)
             parts = {stage: taps[stage].float() for stage in term.stages}
-            feature, task = term.losses(parts, drawn.to(self.device), with_task=self._with_task)
+            feature, task = term.losses(parts, drawn.to(self.device))
             yield f"feature-{i}", (feature, taps[self._shallowest()])
-            if task is not None:
-                yield f"task-{i}", (task, taps[self._shallowest()])
+            yield f"task-{i}", (task, taps[self._shallowest()])
 
     def _shallowest(self) -> str:
         """The first stage that any term taps: all terms' gradients pass through it."""
         return min((s for term in self.terms for s in term.stages), key=self.decoder.names.index)
 
-    def _view_losses(self, term: JointTerm, frames: Tensor, *, with_task: bool) -> TermLosses:
+    def _view_losses(self, term: JointTerm, frames: Tensor) -> TermLosses:
         """The term on moved and zoomed views of frames that it sees, encoded anew.
 
         Every second frame alone is learned by heart; what lies between frames looks like such views.
@@ -345,7 +337,7 @@ class SegmentFit:
         assert self.encoder is not None, "only an encoder can see a view"
         views = moved_views(self._content(self.frames[frames]).float(), self.chance)
         taps = self.decoder.taps(self.encoder(padded(views, self.arch)), term.stages)
-        return term.view_losses(taps, views, with_task=with_task)
+        return term.view_losses(taps, views)
 
     def _set_learning_rate(self) -> None:
         steps = self.epochs * math.ceil(len(self.runs) / self.preset.batch_frames)
@@ -366,7 +358,7 @@ class SegmentFit:
             return False
         if self.terms_factory is not None and not self._joined:
             return False  # whether there are terms is not known before
-        return not self.terms or self.epoch >= (1 + self.preset.task_from) / 2 * self.epochs
+        return not self.terms or self.epoch >= (1 + self.preset.terms_from) / 2 * self.epochs
 
     def _progress(self) -> FitProgress:
         left = self.epochs - self.epoch

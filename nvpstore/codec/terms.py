@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nvpstore.codec.hnerv import Decoder
 
-TermLosses = tuple[Tensor, Tensor | None]  # feature term, task term
+TermLosses = tuple[Tensor, Tensor]  # feature term, task term
 
 
 class JointTerm(Protocol):
@@ -33,11 +33,11 @@ class JointTerm(Protocol):
         """Which of these frames the term is trained on, bool [b]."""
         ...
 
-    def losses(self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool) -> TermLosses:
-        """(feature term, task term or None) for frames that the term sees, or for clips."""
+    def losses(self, taps: Mapping[str, Tensor], units: Tensor) -> TermLosses:
+        """(feature term, task term) for frames that the term sees, or for clips."""
         ...
 
-    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool) -> TermLosses:
+    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor) -> TermLosses:
         """The same for other views [b, 3, H, W] (0 … 1) of frames that the term sees."""
         ...
 

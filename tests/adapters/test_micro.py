@@ -128,11 +128,8 @@ def test_a_term_knows_its_frames_and_gives_gradients_to_the_stages(backbone: Cut
     batch = torch.tensor([1, 2, 6, 7])
     assert term.sees(batch).tolist() == [False, True, True, False]
     stage = torch.randn(2, 5, 4, 4, requires_grad=True)
-    feature, none = term.losses({"1": stage}, torch.tensor([2, 6]), with_task=False)
-    assert none is None
-    feature, task = term.losses({"1": stage}, torch.tensor([2, 6]), with_task=True)
-    assert task is not None
-    view_feature, view_task = term.view_losses({"1": stage}, frames[[1, 3]], with_task=True)
+    feature, task = term.losses({"1": stage}, torch.tensor([2, 6]))
+    view_feature, view_task = term.view_losses({"1": stage}, frames[[1, 3]])
     torch.testing.assert_close(view_feature, feature)  # an unaltered view is the frame itself
     torch.testing.assert_close(view_task, task)
     for loss in (feature, task):

@@ -51,19 +51,15 @@ class FeatureTerm:
     def sees(self, frames: Tensor) -> Tensor:
         return frames % 2 == 0
 
-    def losses(
-        self, taps: Mapping[str, Tensor], frames: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, taps: Mapping[str, Tensor], frames: Tensor) -> tuple[Tensor, Tensor]:
         assert (frames % 2 == 0).all()
         error = (self.net(taps["1"].mean((2, 3))).squeeze(1) - frames / 12).square().mean()
-        return error, error * 1000 if with_task else None
+        return error, error * 1000
 
-    def view_losses(
-        self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def view_losses(self, taps: Mapping[str, Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
         assert views.shape[1:] == (3, 32, 48)
         nothing = self.net(taps["1"].mean((2, 3))).sum() * 0
-        return nothing, nothing if with_task else None
+        return nothing, nothing
 
 
 class MakeTerms:
@@ -116,18 +112,16 @@ def test_task_terms_have_their_share_although_the_target_is_met_before_they_join
         lambda progress: epochs.append(progress.epoch)
     )
     assert make.asked == [None]
-    assert epochs[-1] >= (1 + preset.task_from) / 2 * preset.epochs
+    assert epochs[-1] >= (1 + preset.terms_from) / 2 * preset.epochs
 
 
 def test_views_are_of_the_picture_and_not_of_its_padding() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Term(FeatureTerm):
-        def view_losses(
-            self, taps: Mapping[str, Tensor], views: Tensor, *, with_task: bool
-        ) -> tuple[Tensor, Tensor | None]:
+        def view_losses(self, taps: Mapping[str, Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
             seen.append(tuple(views.shape[2:]))
-            return super().losses(taps, torch.zeros(len(views), dtype=torch.long), with_task=with_task)
+            return super().losses(taps, torch.zeros(len(views), dtype=torch.long))
 
     class Make(MakeTerms):
         def __call__(self, *args: object, **named: object) -> Sequence[FeatureTerm]:
@@ -178,16 +172,15 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 
 
 def test_task_terms_join_and_learn_only_from_the_frames_they_see() -> None:
-    preset = replace(MICRO, epochs=30, target_psnr=None)
+    preset = replace(MICRO, epochs=60, target_psnr=None)
     make = MakeTerms()
     fit = SegmentFit(moving_square(), build_architecture(32, 48, 24, preset), preset, terms_factory=make)
     fitted = fit.run()
     assert make.asked == [None]
     taps = fitted.decoder.taps(fitted.latents, ("1",))
     frames = torch.arange(0, 12, 2)
-    feature, task = fitted.terms[0].losses({"1": taps["1"][frames]}, frames, with_task=True)
+    feature, _ = fitted.terms[0].losses({"1": taps["1"][frames]}, frames)
     assert float(feature.detach()) < 0.03  # a constant answer has 0.08
-    assert task is not None
     assert fit.balance.scales.keys() == {"feature-0", "task-0"}
 
 
@@ -310,13 +303,11 @@ class ClipTerm(FeatureTerm):
     def sees(self, frames: Tensor) -> Tensor:
         raise AssertionError("a term of clips sees no single frames")
 
-    def losses(
-        self, taps: Mapping[str, Tensor], units: Tensor, *, with_task: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, taps: Mapping[str, Tensor], units: Tensor) -> tuple[Tensor, Tensor]:
         assert taps["1"].shape[0] == 3
         self.asked.append(int(units))
         error = (self.net(taps["1"].mean((0, 2, 3))) - units / 3).square().mean()
-        return error, error * 1000 if with_task else None
+        return error, error * 1000
 
 
 def test_clips_join_a_fit_beside_frames() -> None:
