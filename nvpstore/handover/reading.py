@@ -81,7 +81,7 @@ class CutReader:
         if known is None:
             raise UsageError(
                 f"video {key[0]} segment {key[1]} has no adapter of {self.task} at cut {self.cut!r}: "
-                f"choose another cut, or train the task on it (nvp tasks train {self.task})"
+                "choose another cut, or rows of segments that `routes` has one for"
             )
         segment = opened.segment(key, known.stages[-1])
         assert segment.record.latents is not None, "adapters are of fitted segments"
