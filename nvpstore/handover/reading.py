@@ -1,4 +1,4 @@
-"""Frames of stored segments as tensors: at a backbone's cut, without a picture, or as pixels."""
+"""Frames of stored segments as tensors: at a backbone's cut, most without a picture, or as pixels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from nvpstore.catalog import Snapshot
 from nvpstore.config import Settings
 from nvpstore.errors import RouteError, StoreError, UsageError
 from nvpstore.query.operators import FetchedSegment, TorchOperators
+from nvpstore.query.operators.pixels import Pixels
 from nvpstore.storage.objects import open_store
 from nvpstore.storage.range_cache import RangeCache
 from nvpstore.storage.ranges import RangeReader
 from nvpstore.storage.tables import decode_route
 from nvpstore.storage.weights import FOLDER as WEIGHTS_FOLDER
 from nvpstore.storage.weights import weights_file
-from nvpstore.tasks.registry import load
+from nvpstore.tasks.backbone import Backbone, Features
+from nvpstore.tasks.registry import LoadedTask, load
 from nvpstore.tasks.spec import TaskSpec
 from nvpstore.types import RGB_STAGE, ByteRange
 
@@ -59,6 +61,7 @@ class Reader(Protocol):
 class Adapted:
     """What a segment's adapter is read from. `latents_key` names the fit that it was trained on."""
 
+    cut: str
     stages: tuple[str, ...]
     adapter: ByteRange
     latents_key: str
@@ -66,34 +69,49 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutReader:
-    """The tensors of a task's `cut`, each [t, *shape]: a partial decode and a micro adapter. No picture is
-    made and no backbone loaded."""
+    """The tensors of a task's `cut`, each [t, *shape]: a partial decode and a micro adapter.
+
+    Where a segment's adapter is at an earlier cut, the backbone's part between the two runs behind it. A
+    segment without either comes from its pixels, through preprocessing and the backbone.
+    """
 
     place: Place
-    task: str
+    spec: TaskSpec
     cut: str
     shapes: tuple[tuple[int, ...], ...]
     segments: Mapping[Key, Adapted]
 
     def read(self, opened: Opened, key: Key, frames: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """Raises UsageError for a segment without an adapter there, StoreError for one fitted anew since."""
+        """Raises StoreError for a segment that was fitted anew since."""
         known = self.segments.get(key)
-        if known is None:
-            raise UsageError(
-                f"video {key[0]} segment {key[1]} has no adapter of {self.task} at cut {self.cut!r}: "
-                "choose another cut, or rows of segments that `routes` has one for"
+        with torch.inference_mode():
+            cut = (
+                self._seen(opened, key, frames)
+                if known is None
+                else self._adapted(opened, key, known, frames)
             )
+        return tuple(tensor.cpu() for tensor in cut)
+
+    def _adapted(self, opened: Opened, key: Key, known: Adapted, frames: NDArray[np.int64]) -> Features:
         segment = opened.segment(key, known.stages[-1])
         assert segment.record.latents is not None, "adapters are of fitted segments"
         if segment.record.latents.key != known.latents_key:
             raise StoreError(
                 f"video {key[0]} was fitted anew since the frames were chosen: choose them again"
             )
-        adapter = opened.adapter(known, self.shapes)
         taps = opened.operators.decode(segment, frames, known.stages)
-        with torch.inference_mode():
-            cut: tuple[Tensor, ...] = adapter(taps)
-        return tuple(tensor.cpu() for tensor in cut)
+        if known.cut == self.cut:
+            here: Features = opened.adapter(known, self.shapes)(taps)
+            return here
+        backbone = opened.backbone(self.spec)
+        earlier: Features = opened.adapter(known, backbone.cut(known.cut).shapes)(taps)
+        later: Features = backbone.between(known.cut, self.cut)(*earlier)
+        return later
+
+    def _seen(self, opened: Opened, key: Key, frames: NDArray[np.int64]) -> Features:
+        pixels = opened.pixels(key, frames)
+        x = self.spec.prepare(pixels.for_backbone().to(self.place.device), size=pixels.size)
+        return opened.backbone(self.spec).features(x, [self.cut])[0][self.cut]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +125,7 @@ class PixelReader:
     size: tuple[int, int] | None
 
     def read(self, opened: Opened, key: Key, frames: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        rgb = opened.pixels(key, frames)
+        rgb = opened.pixels(key, frames).for_people().cpu()
         if self.size is not None and tuple(rgb.shape[2:]) != self.size:
             resized = F.interpolate(rgb.float(), self.size, mode="bilinear", antialias=True)
             rgb = resized.round().clamp(0, 255).to(torch.uint8)
@@ -157,15 +175,18 @@ class Opened:
 
         return _kept(self._adapters, known.adapter, read)
 
-    def pixels(self, key: Key, frames: NDArray[np.int64]) -> Tensor:
-        """As people see them, uint8 [t, 3, height, width]."""
+    def pixels(self, key: Key, frames: NDArray[np.int64]) -> Pixels:
+        """Of a full decode, or of the original of what is only added."""
         record = self.snapshot.segment(*key)
         if record.fitted:
             shown: Any = self.operators.decode(self.segment(key, RGB_STAGE), frames, (RGB_STAGE,))
         else:
             shown = self.operators.source(self.snapshot, key[0], frames)
-        rgb: Tensor = shown[RGB_STAGE].for_people()
-        return rgb.cpu()
+        pixels: Pixels = shown[RGB_STAGE]
+        return pixels
+
+    def backbone(self, spec: TaskSpec) -> Backbone:
+        return _task(self._archive, spec, self._device).backbone
 
 
 def _kept(kept: OrderedDict[Name, Value], key: Name, make: Callable[[], Value]) -> Value:
@@ -189,10 +210,11 @@ _ADAPTERS = """
 
 
 def cut_reader(archive: Archive, task: str, *, cut: str | None, device: str) -> CutReader:
-    """The adapters of `task` (NAME or NAME@VERSION) at `cut`; None: where most segments have one.
+    """The frames of `task` (NAME or NAME@VERSION) at `cut`; None: where most segments have an adapter.
 
-    Of several on a segment the one of highest fidelity is read, of equal ones the cheapest. Raises TaskError
-    for an unknown task or cut, UsageError for one of clips, RouteError where no segment has an adapter.
+    Of a segment's adapters there the one of highest fidelity is read, of equal ones the cheapest; else the
+    latest before it. Raises TaskError for an unknown task or cut, UsageError for one of clips, RouteError
+    where no `cut` is given and no segment has an adapter.
     """
     snapshot = archive.catalog.snapshot()
     name, _, version = task.partition("@")
@@ -204,22 +226,35 @@ def cut_reader(archive: Archive, task: str, *, cut: str | None, device: str) -> 
     for row in snapshot.ask(_ADAPTERS, {"version": record.version}):
         # The best comes last, and stays.
         by_cut.setdefault(row["cut"], {})[row["video_id"], row["segment"]] = _adapted(row)
-    if not by_cut:
-        raise RouteError(f"no segment has an adapter of {task}: train it (nvp tasks train {name})")
+    if cut is None and not by_cut:
+        raise RouteError(
+            f"no segment has an adapter of {task}: train it (nvp tasks train {name}) or give cut"
+        )
     chosen = cut or max(by_cut, key=lambda one: (len(by_cut[one]), one))
-    find = partial(weights_file, archive.store, folder=archive.catalog.folder / WEIGHTS_FOLDER)
-    shapes = load(spec, find=find).backbone.cut(chosen).shapes
+    backbone = _task(archive, spec, device).backbone
+    shapes = backbone.cut(chosen).shapes
+    names = [one.name for one in backbone.cuts]
+    segments: dict[Key, Adapted] = {}
+    for earlier in names[: names.index(chosen) + 1]:
+        segments |= by_cut.get(earlier, {})
     return CutReader(
         place=Place(root=archive.store.root, settings=archive.settings, device=device),
-        task=task,
+        spec=spec,
         cut=chosen,
         shapes=shapes,
-        segments=by_cut.get(chosen, {}),
+        segments=segments,
     )
+
+
+def _task(archive: Archive, spec: TaskSpec, device: str) -> LoadedTask:
+    """Built once a process."""
+    folder = archive.catalog.folder / WEIGHTS_FOLDER
+    return load(spec, device, find=partial(weights_file, archive.store, folder=folder))
 
 
 def _adapted(row: Mapping[str, Any]) -> Adapted:
     return Adapted(
+        cut=row["cut"],
         stages=tuple(row["stages"]),
         adapter=ByteRange(
             key=row["key"], offset=row["offset"], size_bytes=row["size_bytes"], sha256=row["sha256"]

@@ -134,8 +134,8 @@ def features(
     """The frames of `rows` at a cut of a task's backbone, decoded to a shallow stage and adapted.
 
     `rows` is any query's, with video_id, segment and frame. `cut` None: the one that most segments have an
-    adapter at. With `seed` None frames come in order. Raises UsageError, TaskError and RouteError as
-    `reading.cut_reader` does.
+    adapter at; the others come by way of an earlier one, or of pixels (`reading.CutReader`). With `seed`
+    None frames come in order. Raises UsageError, TaskError and RouteError as `reading.cut_reader` does.
     """
     reader = cut_reader(archive, task, cut=cut, device=device)
     return StoredFrames(reader, rows, Order(batch=batch, mix=mix, seed=seed))

@@ -256,7 +256,8 @@ class TestReruns:
         real = only(both.train_task("looks", device="cpu"))
         assert (row.segments, row.frames) == (real.segments, real.frames)
         assert (row.trained_frames, row.measured_frames) == (real.trained_frames, real.measured_frames)
-        assert row.adapter_bytes == pytest.approx(real.adapter_bytes, rel=0.3)
+        # Of one segment of three, each of which keeps pairs of its own.
+        assert real.adapter_bytes / 2 < row.adapter_bytes < 2 * real.adapter_bytes
 
     def test_a_dry_run_does_not_even_register_a_built_in_task(self, micro: Micro, tmp_path: Path) -> None:
         archive = open_micro(tmp_path / "archive", tmp_path / "cache", create=True)
