@@ -21,7 +21,8 @@ class TrainingSettings:
 
     `pruning` None: the preset's. `ema_steps`: how many steps the average of the weights reaches back.
     `cyclic_every`: steps between two that go through their clips twice. The adversarial terms grow to their
-    weights over `ramp` of that phase. `teacher_steps`: of sampling, where the teacher is distilled.
+    weights over `ramp` of that phase. `teacher_steps`: of sampling, where the teacher is distilled. On CUDA
+    nets run in bfloat16; with `bf16_on_cpu` elsewhere too, which is faster where the processor has it.
     """
 
     preset: str = "tiny"
@@ -42,6 +43,7 @@ class TrainingSettings:
     pixel_weight: float = 0.005
     ramp: float = 0.3
     seed: int = 0
+    bf16_on_cpu: bool = False
     checkpoint_seconds: float = 60.0
     sample_every: int = 200
 

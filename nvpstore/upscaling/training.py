@@ -113,8 +113,9 @@ class Training:
         self.chance.manual_seed(self._seed * 10_000_019 + self.step)
         self._set_learning_rate()
         try:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                loss = self._loss(self._batch())
+            batch, halved = self._batch(), self.device == "cuda" or self.settings.bf16_on_cpu
+            with torch.autocast(self.device, torch.bfloat16, enabled=halved):
+                loss = self._loss(batch).float()
         except Diverged:
             self._take_average()
             self.diverged, self.step = True, self.settings.steps[self.at]

@@ -69,9 +69,10 @@ def test_all_phases_end_in_weights_that_can_be_read(footage: list[Footage], tmp_
         assert sample.size == (3 * 32, 2 * 32)
 
 
-def test_reconstruction_learns_what_bicubic_lacks(footage: list[Footage], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_reconstruction_learns_what_bicubic_lacks(footage: list[Footage], tmp_path: Path, bf16: bool) -> None:
     rates = (1e-3, 1e-3, 5e-3, 1e-4)
-    settings = replace(QUICK, steps=(0, 0, 80, 0), frames=1, clips=8, learning_rates=rates)
+    settings = replace(QUICK, steps=(0, 0, 80, 0), frames=1, clips=8, learning_rates=rates, bf16_on_cpu=bf16)
     training = Training(footage, settings, tmp_path)
     training.chance.manual_seed(99)
     unseen = [training._batch() for _ in range(4)]
