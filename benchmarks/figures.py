@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nvpstore.archive import Archive
-from nvpstore.ingest.units import TRAIN_EVERY
+from nvpstore.ingest.units import is_measured
 from nvpstore.tasks.heads import CONFIDENT
 
 HOLD_EVERY = 25  # frames that "last answer held" repeats an answer for
@@ -228,7 +230,7 @@ def compare(answers: dict[str, Answers]) -> dict[str, Any]:
 def agree(found: Sequence[str | None], source: Sequence[str], confident: Sequence[bool]) -> Agreements:
     """`found` against the source's answers, on the four sets of frames."""
     frames = range(len(source))
-    unseen = [frame for frame in frames if frame % TRAIN_EVERY != 0]
+    unseen = is_measured(torch.arange(len(source))).nonzero().flatten().tolist()
 
     def over(chosen: Sequence[int]) -> Agreement:
         same = sum(found[frame] == source[frame] for frame in chosen)

@@ -27,7 +27,7 @@ from nvpstore.codec.build import PRESETS
 from nvpstore.config import load_settings
 
 TASK = "labels"
-ADDED_SHARE = 0.5  # of the frames, where adapters come after the fit: as many as a joint fit's terms see
+ADDED_SHARE = 2 / 3  # of the frames, where adapters come after the fit: as many as a joint fit's terms see
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@
 On unseen clips of the labelled world, for each net (benchmarks/nets/weights; python -m benchmarks.nets trains
 them): on source frames; on what x264, x265 and AV1 make of them at the same bytes, also at half size; from
 cached features at 8 and 4 bit; from stored answers; constant and held answers; and ours, fitted jointly with
-the nets, or fitted for reconstruction alone with adapters trained behind it on every second frame (adapter
+the nets, or fitted for reconstruction alone with adapters trained behind it on half of the frames (adapter
 only) or on a tenth of the frames (a task that nobody knew when the video was fitted). Accuracy in three
 columns: over the frames that training saw, over those it did not, and for the unknown task. Differences from
 source frames come with the bootstrap interval of clips. Every row that is done lies in FOLDER/rows: a rerun

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nvpstore.tasks.spec import Clip, TaskSpec
 
-TRAIN_EVERY = 2  # task terms see every second frame of the video; fidelity is measured on the others
-MEASURED_EVERY = 3  # of the clips that follow one another every third is kept for measuring
+MEASURED_EVERY = (
+    3  # of a video's frames, and of clips that follow one another, every third is kept for measuring
+)
 CLIPS_A_SPAN = 8  # clips to learn from begin so often
 FEW_CLIPS = 12  # below so many to learn from, they are also shown in other ways
 
@@ -46,13 +47,18 @@ class UnitPlan:
 
 
 def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPlan:
-    """All frames of a segment, every second one of the video seen; or every third clip unseen, and clips
+    """All frames of a segment, every third one of the video unseen; or every third clip unseen, and clips
     that begin often in between.
     """
     if spec.clip is not None:
         return _clips(spec.clip, frames)
     positions = torch.arange(frames)
-    return UnitPlan(frames=positions[:, None], seen=(positions + start_frame) % TRAIN_EVERY == 0)
+    return UnitPlan(frames=positions[:, None], seen=~is_measured(positions + start_frame))
+
+
+def is_measured(frames: Tensor) -> Tensor:
+    """Which of a video's frames [n] tasks of pictures do not learn from at ingest: they are judged by them."""
+    return frames % MEASURED_EVERY == MEASURED_EVERY - 1
 
 
 def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) -> UnitPlan:
@@ -73,13 +79,15 @@ def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) 
 
 
 def thinned(plan: UnitPlan, most: int) -> UnitPlan:
-    """The plan; where it has more than `most` units, as many seen as unseen ones, both spread evenly, and
+    """The plan; where it has more than `most` units, as many of both sides in proportion, spread evenly, and
     at least one of each that it has.
     """
     if len(plan.seen) <= most:
         return plan
-    places = [side.nonzero().squeeze(1) for side in (plan.seen, ~plan.seen)]
-    kept = [some[_spread(len(some), min(len(some), max(1, most // 2)))] for some in places]
+    unseen, seen = ((plan.seen == side).nonzero().squeeze(1) for side in (False, True))
+    measured = min(len(unseen), max(1, round(most * len(unseen) / len(plan.seen))))
+    learned = min(len(seen), max(1, most - measured))
+    kept = [unseen[_spread(len(unseen), measured)], seen[_spread(len(seen), learned)]]
     chosen = torch.cat(kept).sort().values
     return UnitPlan(frames=plan.frames[chosen], seen=plan.seen[chosen])
 

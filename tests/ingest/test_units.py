@@ -59,10 +59,10 @@ class TestPictures:
         assert max(gaps) <= 12
 
     @given(start=st.integers(0, 99), frames=lengths)
-    def test_at_ingest_every_second_frame_of_the_video_is_seen(self, start: int, frames: int) -> None:
+    def test_at_ingest_every_third_frame_of_the_video_is_unseen(self, start: int, frames: int) -> None:
         plan = units_at_ingest(PICTURES, start_frame=start, frames=frames)
         assert plan.frames.flatten().tolist() == list(range(frames))
-        assert plan.seen.tolist() == [(start + i) % 2 == 0 for i in range(frames)]
+        assert plan.seen.tolist() == [(start + i) % 3 != 2 for i in range(frames)]
 
     @given(start=st.integers(0, 9), frames=lengths, most=st.integers(1, 40))
     def test_of_many_units_some_of_each_side_are_kept(self, start: int, frames: int, most: int) -> None:
@@ -75,15 +75,15 @@ class TestPictures:
             assert bool(pictures(kept, seen=seen)) == bool(pictures(plan, seen=seen))
         assert kept.frames.flatten().tolist() == sorted(kept.frames.flatten().tolist())
 
-    @pytest.mark.parametrize(("kind", "asked"), [("classification", 40), ("depth", 6)])
+    @pytest.mark.parametrize(("kind", "asked", "seen"), [("classification", 40, 27), ("depth", 6, 4)])
     def test_of_maps_as_many_are_asked_for_as_there_is_room_for(
-        self, kind: TaskKind, asked: int, monkeypatch: pytest.MonkeyPatch
+        self, kind: TaskKind, asked: int, seen: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(segment, "affordable_units", lambda task: 6)
         of_kind: Any = SimpleNamespace(spec=replace(PICTURES, kind=kind))
         plan = segment._plan(of_kind, SegmentSpan(segment=1, scene=0, start_frame=10, frames=40))
         assert len(plan.frames) == asked
-        assert int(plan.seen.sum()) == asked // 2
+        assert int(plan.seen.sum()) == seen
 
 
 class TestClips:
