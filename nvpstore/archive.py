@@ -427,13 +427,18 @@ class Archive:
         tasks: Sequence[str] = DEFAULT_TASKS,
         device: str = "auto",
     ) -> Estimate:
-        """What `ingest` of this file would take on this machine, from a short trial."""
+        """What `ingest` of this file would take on this machine, from a short trial, tasks included.
+
+        Raises SourceError for what is no video, UsageError for an unknown preset, TaskError for a task.
+        """
         from nvpstore.codec.build import find_preset
         from nvpstore.ingest.estimate import estimate_fit
+        from nvpstore.ingest.named import named_task
         from nvpstore.ingest.writer import usable_device
 
         found = find_preset(preset)
-        return estimate_fit(probe(str(path)), found, tasks=len(tasks), device=usable_device(device))
+        loaded = [named_task(self.catalog, name) for name in dict.fromkeys(tasks)]
+        return estimate_fit(probe(str(path)), found, tasks=loaded, device=usable_device(device))
 
     def results(self, *, video: str | None = None, task: str | None = None) -> list[StoredResult]:
         """The stored answers of queries, oldest first: all, or those of a video or task.

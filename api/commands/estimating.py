@@ -9,12 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from nvpstore.api.commands.intake import DEFAULT_TASKS, named_files
+from nvpstore.api.commands.opening import open_itself
 from nvpstore.api.output import Output
 from nvpstore.api.progress import duration, size
 from nvpstore.upkeep.folders import VideoFile, at_hand
 
 if TYPE_CHECKING:
     from nvpstore.ingest.estimate import HourCost, IngestEstimate
+    from nvpstore.tasks.registry import LoadedTask
 
 
 def estimated(args: argparse.Namespace, output: Output) -> None:
@@ -30,10 +32,20 @@ def _estimate(video: VideoFile, args: argparse.Namespace) -> IngestEstimate:
     from nvpstore.ingest.writer import usable_device
 
     preset, device = find_preset(args.preset), usable_device(args.device)
-    tasks = len(args.tasks or DEFAULT_TASKS)
+    tasks = [_task(name, args) for name in dict.fromkeys(args.tasks or DEFAULT_TASKS)]
     with TemporaryDirectory() as folder, at_hand(video, Path(folder)) as path:
         found = estimate_ingest(str(path), preset, tasks=tasks, device=device)
     return replace(found, path=str(video))
+
+
+def _task(name: str, args: argparse.Namespace) -> LoadedTask:
+    """A built-in task needs no archive; others are of the one that the command names."""
+    from nvpstore.ingest.named import named_task
+    from nvpstore.tasks.registry import available, builtin_spec, load
+
+    if name in available():
+        return load(builtin_spec(name))
+    return named_task(open_itself(args).catalog, name)
 
 
 def _told(found: IngestEstimate) -> str:

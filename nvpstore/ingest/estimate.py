@@ -28,13 +28,15 @@ from nvpstore.codec.build import (
     stage_parameters,
 )
 from nvpstore.codec.fit import Diverged, SegmentFit
+from nvpstore.ingest.trial import TaskTrial, try_tasks
+from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import SourceInfo, SourceScan
 from nvpstore.video.converter import Converter
 from nvpstore.video.listing import list_frames
 from nvpstore.video.scenes import THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH, CutDetector
 from nvpstore.video.source import checked_frames
 
-OVERHEAD = 1.25  # references, joint terms, measuring, routes: share over bare fitting, from the demo
+OVERHEAD = 1.1  # reading, rounding, measuring: over bare fitting
 TRIAL_FRAMES = 8
 ADAPTER_BYTES = 40_000  # a segment's adapters for one task, about
 
@@ -93,19 +95,23 @@ class IngestEstimate:
     one_a_second: HourCost
 
 
-def estimate_fit(info: SourceInfo, preset: Preset, *, tasks: int, device: str) -> Estimate:
+def estimate_fit(info: SourceInfo, preset: Preset, *, tasks: Sequence[LoadedTask], device: str) -> Estimate:
     """Time and size of storing `info` with `preset`; segments for cuts inside are not known yet."""
     frames = info.declared_frames or max(1, round(info.duration_seconds * float(info.average_fps)))
     segments = math.ceil(frames / preset.max_segment_frames)
     length = math.ceil(frames / segments)
     arch = build_architecture(info.height, info.width, length, preset)
-    seconds = frames * preset.epochs_for(length) * _seconds_a_frame(arch, preset, device) * OVERHEAD
-    return Estimate(
-        frames=frames, segments=segments, seconds=seconds, stored_bytes=_bytes(arch, frames, segments, tasks)
-    )
+    epochs = preset.epochs_for(length)
+    seconds = frames * epochs * _seconds_a_frame(arch, preset, device) * OVERHEAD
+    if tasks:
+        noise = np.random.default_rng(0).integers(256, size=(TRIAL_FRAMES, info.height, info.width, 3))
+        tried = try_tasks(noise.astype(np.uint8), arch, preset, tasks, device)
+        seconds += segments * tried.seconds(preset, frames=length, distinct=length, epochs=epochs)
+    stored = _bytes(arch, frames, segments, len(tasks))
+    return Estimate(frames=frames, segments=segments, seconds=seconds, stored_bytes=stored)
 
 
-def estimate_ingest(path: str, preset: Preset, *, tasks: int, device: str) -> IngestEstimate:
+def estimate_ingest(path: str, preset: Preset, *, tasks: Sequence[LoadedTask], device: str) -> IngestEstimate:
     """Look at a file and fit a little of it. Raises SourceError as `video.listing.list_frames` does."""
     scan = list_frames(path, tone_map=True)
     seen = [_look(scan, start) for start in _starts(scan.frames)]
@@ -114,9 +120,11 @@ def estimate_ingest(path: str, preset: Preset, *, tasks: int, device: str) -> In
     minutes = sum(len(one.steps) for one in seen) / float(scan.info.average_fps) / 60
     kind: Footage = "film" if cuts else "static" if motion < STATIC_DIFFERENCE else "moving"
     scene_seconds = 60 * minutes / cuts if cuts else math.inf
-    trial = _trial(scan, _starts(scan.frames)[len(seen) // 2], preset, device)
+    trial = _trial(scan, _starts(scan.frames)[len(seen) // 2], preset, tasks, device)
     fps = float(scan.info.average_fps)
-    cost = _Cost(scan=scan, preset=preset, tasks=tasks, trial=trial, scene_seconds=scene_seconds, fps=fps)
+    cost = _Cost(
+        scan=scan, preset=preset, tasks=len(tasks), trial=trial, scene_seconds=scene_seconds, fps=fps
+    )
     return IngestEstimate(
         path=path,
         kind=kind,
@@ -178,26 +186,28 @@ def _converted(scan: SourceScan, start: int, frames: int) -> Iterator[tuple[Conv
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
     """`epochs` that the target took, None where it was not met; seconds a frame of one epoch, and GFLOPs.
-    `distinct`: the share of frames that do not show what those before them show."""
+    `distinct`: the share of frames that do not show what those before them show. `tasks` None: none."""
 
     epochs: int | None
     seconds_a_frame: float
     gflops: float
     distinct: float
+    tasks: TaskTrial | None = None
 
 
-def _trial(scan: SourceScan, start: int, preset: Preset, device: str) -> _Trial:
+def _trial(scan: SourceScan, start: int, preset: Preset, tasks: Sequence[LoadedTask], device: str) -> _Trial:
     height, width = scan.info.height, scan.info.width
-    rgb = [
-        torch.from_numpy(converter.rgb(frame).copy()).permute(2, 0, 1)
-        for converter, frame in _converted(scan, start, PROBE_FRAMES)
-    ]
+    pictures = [converter.rgb(frame).copy() for converter, frame in _converted(scan, start, PROBE_FRAMES)]
+    rgb = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
     length = min(scan.frames, preset.max_segment_frames)
     size = build_architecture(height, width, length, preset)  # that frames are coded at, whatever the widths
     frames = torch.cat([coded_frames(one[None], size).half() for one in rgb])
     alike = alike_runs(frames, preset.alike_rms)
     arch = build_architecture(height, width, _distinct(length, len(alike) / len(frames)), preset)
-    return _climb(frames, alike, arch, preset, device)
+    trial = _climb(frames, alike, arch, preset, device)
+    if not tasks:
+        return trial
+    return replace(trial, tasks=try_tasks(np.stack(pictures[:TRIAL_FRAMES]), arch, preset, tasks, device))
 
 
 def _distinct(frames: int, share: float) -> int:
@@ -285,7 +295,14 @@ class _Cost:
 
     def seconds(self, frames: int) -> float:
         each = self.trial.seconds_a_frame * stage_gflops(self._arch())[-1] / self.trial.gflops
-        return frames * self.distinct / self.length * self.epochs * each * OVERHEAD
+        fitting = frames * self.distinct / self.length * self.epochs * each * OVERHEAD
+        if self.trial.tasks is None:
+            return fitting
+        # A joint epoch's share for tasks is that of the trial's network: tails do not grow with it.
+        a_segment = self.trial.tasks.seconds(
+            self.preset, frames=self.length, distinct=self.distinct, epochs=self.epochs
+        )
+        return fitting + frames / self.length * a_segment
 
     def stored_bytes(self, frames: int) -> int:
         return _bytes(self._arch(), frames, self.segments(frames), self.tasks)

@@ -93,7 +93,7 @@ def finish_segment(
 
     `size` is their (height, width).
     """
-    frames, pts, references = _gather(read, span, preset, tasks, size=size, seed=seed)
+    frames, pts, references = gathered(read, span, preset, tasks, size=size, seed=seed)
     alike = alike_runs(frames, preset.alike_rms)
     arch = build_architecture(*size, len(alike), preset)
     teaching = [refs for refs in references if refs.can_teach]  # a segment of one frame may have none
@@ -134,12 +134,18 @@ def finish_segment(
     )
 
 
+def route_settings(preset: Preset) -> RouteSettings:
+    return RouteSettings(
+        adapters=preset.adapter_routes, epochs=preset.adapter_epochs, least_steps=preset.adapter_steps
+    )
+
+
 def rgb_tensor(batch: FrameBatch) -> Tensor:
     """uint8 [t, h, w, 3] → uint8 [t, 3, h, w]."""
     return torch.from_numpy(batch.rgb_thwc).permute(0, 3, 1, 2)
 
 
-def _gather(
+def gathered(
     read: ReadSegment,
     span: SegmentSpan,
     preset: Preset,
@@ -205,9 +211,7 @@ def _routes(
     seed: int,
 ) -> tuple[tuple[RouteRecord, ...], ...]:
     joint = {term.version: term for term in fitted.terms if isinstance(term, AdapterTerm)}
-    settings = RouteSettings(
-        adapters=preset.adapter_routes, epochs=preset.adapter_epochs, least_steps=preset.adapter_steps
-    )
+    settings = route_settings(preset)
     return tuple(
         SegmentRoutes(
             decoder, latents, refs, segment=segment, arch=arch, settings=settings, seed=seed

@@ -57,7 +57,7 @@ def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPla
 
 
 def is_measured(frames: Tensor) -> Tensor:
-    """Which of a video's frames [n] tasks of pictures do not learn from at ingest: they are judged by them."""
+    """Of a video's frames [n] those by which tasks of pictures are judged at ingest: they do not teach."""
     return frames % MEASURED_EVERY == MEASURED_EVERY - 1
 
 

@@ -15,12 +15,16 @@ from nvpstore.api.cli import main
 from nvpstore.codec.build import find_preset
 from nvpstore.errors import SourceError
 from nvpstore.ingest import estimate
-from nvpstore.ingest.estimate import estimate_ingest
+from nvpstore.ingest.estimate import estimate_fit, estimate_ingest
+from nvpstore.ingest.trial import RoutesTrial, TaskTrial
+from nvpstore.tasks.registry import builtin_spec, load
+from nvpstore.video.source import probe
 from tests.video.conftest import Clip, picture, write_clip
 
 pytestmark = pytest.mark.slow  # fits a little
 
 FRAMES = 40
+LABELS = [load(builtin_spec("labels"))]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +59,7 @@ def written(folder: Path, pictures: list[NDArray[np.uint8]]) -> Path:
 
 @pytest.mark.parametrize(("make", "kind"), [(still, "static"), (moving, "moving"), (film, "film")])
 def test_footage_is_what_it_looks_like(tmp_path: Path, make: Any, kind: str) -> None:
-    found = estimate_ingest(str(make(tmp_path)), find_preset("micro"), tasks=1, device="cpu")
+    found = estimate_ingest(str(make(tmp_path)), find_preset("micro"), tasks=LABELS, device="cpu")
     assert (found.kind, found.frames) == (kind, FRAMES)
     assert (found.cuts_a_minute > 0) == (kind == "film")
     assert found.seconds > 0
@@ -63,7 +67,7 @@ def test_footage_is_what_it_looks_like(tmp_path: Path, make: Any, kind: str) -> 
 
 
 def test_an_hour_is_the_file_many_times(tmp_path: Path) -> None:
-    found = estimate_ingest(str(moving(tmp_path)), find_preset("micro"), tasks=0, device="cpu")
+    found = estimate_ingest(str(moving(tmp_path)), find_preset("micro"), tasks=(), device="cpu")
     files_an_hour = 3600 * 25 / FRAMES
     assert found.full_rate.frames_a_second == 25
     assert found.full_rate.device_hours == pytest.approx(found.seconds / 3600 * files_an_hour)
@@ -76,15 +80,38 @@ def test_an_hour_is_the_file_many_times(tmp_path: Path) -> None:
 def test_cuts_make_an_hour_dearer(tmp_path: Path) -> None:
     # Short segments have less than their share of a network's budget taken off, and so more of it an hour.
     (tmp_path / "a").mkdir()
-    one = estimate_ingest(str(moving(tmp_path)), find_preset("micro"), tasks=1, device="cpu")
-    cut = estimate_ingest(str(film(tmp_path / "a")), find_preset("micro"), tasks=1, device="cpu")
+    one = estimate_ingest(str(moving(tmp_path)), find_preset("micro"), tasks=LABELS, device="cpu")
+    cut = estimate_ingest(str(film(tmp_path / "a")), find_preset("micro"), tasks=LABELS, device="cpu")
     assert cut.full_rate.stored_bytes > one.full_rate.stored_bytes
+
+
+def test_tasks_take_their_time(tmp_path: Path) -> None:
+    path, preset = moving(tmp_path), find_preset("micro")
+    trial = TaskTrial(
+        frames=8,
+        references=0.8,
+        joining=2.0,
+        epoch=1.6,
+        routes=(RoutesTrial(ranking=4.0, training=0.5, tail_gflops=0.1),),
+    )
+    # 0.1 s a frame for answers; pairs are chosen once; half of the epochs are joint, 0.2 s a frame; routes of
+    # 16 frames are ranked in 8 s, and trained for two steps an epoch instead of one, as 11 of them teach.
+    taken = trial.seconds(preset, frames=16, distinct=16, epochs=10)
+    assert taken == pytest.approx(1.6 + 4.0 + 5 * 3.2 + 8.0 + preset.adapter_epochs * 1.0)
+    # Of frames that rest few are learned from, and all are answered.
+    assert trial.seconds(preset, frames=16, distinct=8, epochs=10) == pytest.approx(taken - 8.0)
+    for estimated in (estimate_fit, estimate_ingest):
+        given: Any = probe(str(path)) if estimated is estimate_fit else str(path)
+        one = estimated(given, preset, tasks=LABELS, device="cpu")
+        none = estimated(given, preset, tasks=(), device="cpu")
+        assert one.stored_bytes > none.stored_bytes
+        assert one.seconds > none.seconds
 
 
 def test_what_rests_is_learned_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    rests = estimate_ingest(str(still(tmp_path)), find_preset("micro"), tasks=0, device="cpu")
-    moves = estimate_ingest(str(moving(tmp_path / "a")), find_preset("micro"), tasks=0, device="cpu")
+    rests = estimate_ingest(str(still(tmp_path)), find_preset("micro"), tasks=(), device="cpu")
+    moves = estimate_ingest(str(moving(tmp_path / "a")), find_preset("micro"), tasks=(), device="cpu")
     assert rests.distinct == pytest.approx(1 / 24)  # of the frames that are tried
     assert moves.distinct == 1
     assert rests.full_rate.stored_bytes < moves.full_rate.stored_bytes
@@ -95,7 +122,7 @@ def test_what_rests_is_learned_once(tmp_path: Path) -> None:
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video" * 100)
     with pytest.raises(SourceError, match="not a video"):
-        estimate_ingest(str(tmp_path / "no.mp4"), find_preset("micro"), tasks=1, device="cpu")
+        estimate_ingest(str(tmp_path / "no.mp4"), find_preset("micro"), tasks=LABELS, device="cpu")
 
 
 def test_the_command_needs_no_archive_and_stores_nothing(
