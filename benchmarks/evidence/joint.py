@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.evidence.tables import Table, number, size
@@ -29,13 +29,33 @@ def joint_table(found: Found) -> list[Table]:
     rows = tuple(
         (
             row["clip"],
-            "joint" if row["joint"] else "reconstruction alone, adapters later",
+            f"joint, a third unseen from {row['fold']} on" if row["joint"] else "alone, adapters later",
             f"{row['psnr']:.2f}",
             size(row["network_bytes"]),
             f"{row['fidelity']:.3f}",
+            _share([row], "unseen_confident"),
             number(row["fit_seconds"]),
         )
         for row in found["rows"]
     )
-    head = ("clip", "fit", "PSNR", "network", "fidelity, unseen", "seconds")
-    return [Table(caption="", head=head, rows=rows)]
+    head = ("clip", "fit", "PSNR", "network", "fidelity, unseen", "… confident", "seconds")
+    folds: dict[str, list[Found]] = {}
+    for row in found["rows"]:
+        if row["joint"]:
+            folds.setdefault(row["clip"], []).append(row)
+    every = tuple(
+        (clip, _share(of_clip, "unseen"), _share(of_clip, "unseen_confident"))
+        for clip, of_clip in folds.items()
+    )
+    caption = "every frame by the joint fit that did not see it: agreement with the source's answer"
+    return [
+        Table(caption="", head=head, rows=rows),
+        Table(caption=caption, head=("clip", "all frames", "confident frames"), rows=every),
+    ]
+
+
+def _share(rows: Sequence[Found], frames: str) -> str:
+    """Over the unseen frames of several fits."""
+    known = [row[frames] for row in rows if row.get(frames) and row[frames]["frames"]]
+    count = sum(one["frames"] for one in known)
+    return f"{sum(one['share'] * one['frames'] for one in known) / count:.3f} of {count}" if count else ""

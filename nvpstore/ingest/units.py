@@ -10,9 +10,8 @@ from torch import Tensor
 
 from nvpstore.tasks.spec import Clip, TaskSpec
 
-MEASURED_EVERY = (
-    3  # of a video's frames, and of clips that follow one another, every third is kept for measuring
-)
+MEASURED_EVERY = 3  # of a video's frames, and of clips that follow one another, the third measures
+MEASURED_AT = MEASURED_EVERY - 1  # and of each three frames this one
 CLIPS_A_SPAN = 8  # clips to learn from begin so often
 FEW_CLIPS = 12  # below so many to learn from, they are also shown in other ways
 
@@ -58,7 +57,7 @@ def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPla
 
 def is_measured(frames: Tensor) -> Tensor:
     """Of a video's frames [n] those by which tasks of pictures are judged at ingest: they do not teach."""
-    return frames % MEASURED_EVERY == MEASURED_EVERY - 1
+    return frames % MEASURED_EVERY == MEASURED_AT
 
 
 def units_to_train(spec: TaskSpec, *, frames: int, share: float, measured: int) -> UnitPlan:
