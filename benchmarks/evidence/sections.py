@@ -93,8 +93,8 @@ SECTIONS = (
         name="joint",
         title="What a task in a fit costs the picture",
         intro="The same network for as many steps, fitted for reconstruction alone, with adapters trained "
-        "behind it on two thirds of the frames, and jointly with labels: three times, each with another third "
-        "unseen.",
+        "behind it on two thirds of the frames, and jointly with labels: three times, another third unseen "
+        "each time.",
         command="python -m benchmarks.joint",
         missing="One task, two clips.",
         tables=joint_table,

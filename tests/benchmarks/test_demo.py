@@ -55,7 +55,7 @@ def test_figures_name_the_machine_the_phases_and_every_check(ran: Ran) -> None:
     for video in figures["videos"].values():
         frames = video["facts"]["frames"]
         assert video["agreements"]["default"]["all_frames"]["frames"] == frames
-        assert video["agreements"]["default"]["unseen"]["frames"] == frames // 2
+        assert video["agreements"]["default"]["unseen"]["frames"] == frames // 3
         assert len(video["frame_psnr"]) == frames
         assert set(video["costs"]) == {"default", "pixel", "source"}
 
@@ -113,12 +113,12 @@ def answers(labels: str, scores: list[float] | None = None) -> Answers:
     )
 
 
-def test_agreement_counts_odd_frames_as_unseen() -> None:
-    found = agree("aaab", "abab", [True, True, False, True])
+def test_agreement_counts_every_third_frame_as_unseen() -> None:
+    found = agree("aaabaa", "abaaab", [True, True, True, True, True, False])
     assert found.unseen == Agreement(share=0.5, frames=2)
-    assert found.unseen_confident == Agreement(share=0.5, frames=2)
-    assert found.confident.share == pytest.approx(2 / 3)
-    assert found.all_frames == Agreement(share=0.75, frames=4)
+    assert found.unseen_confident == Agreement(share=1.0, frames=1)
+    assert found.confident == Agreement(share=0.6, frames=5)
+    assert found.all_frames == Agreement(share=0.5, frames=6)
 
 
 def test_agreement_over_no_frames_is_none() -> None:
@@ -129,10 +129,10 @@ def test_baselines_are_the_commonest_confident_answer_and_the_held_one() -> None
     source = "a" * 20 + "b" * 30
     found = compare({"source": answers(source), "default": answers(source), "pixel": answers("c" * 50)})
     assert found["constant_answer"] == "b"
-    assert found["agreements"]["constant"].unseen.share == pytest.approx(15 / 25)
+    assert found["agreements"]["constant"].unseen.share == pytest.approx(10 / 16)
     held = "a" * HOLD_EVERY + "b" * HOLD_EVERY
-    same = sum(held[i] == source[i] for i in range(1, 50, 2))
-    assert found["agreements"]["held"].unseen.share == pytest.approx(same / 25)
+    same = sum(held[i] == source[i] for i in range(2, 50, 3))
+    assert found["agreements"]["held"].unseen.share == pytest.approx(same / 16)
     assert found["error_ratio"] == 0
     assert found["agreements"]["pixel"].unseen.share == 0
 
