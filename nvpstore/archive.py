@@ -427,7 +427,7 @@ class Archive:
         tasks: Sequence[str] = DEFAULT_TASKS,
         device: str = "auto",
     ) -> Estimate:
-        """What `ingest` of this file would take on this machine, from a short trial, tasks included.
+        """What `ingest` of this file would take on this machine, from a short trial, its tasks included.
 
         Raises SourceError for what is no video, UsageError for an unknown preset, TaskError for a task.
         """

@@ -1,4 +1,4 @@
-"""`nvp ingest --estimate`: what storing files would take on this machine. Needs no archive."""
+"""`nvp ingest --estimate`: what storing files would take here. Needs no archive but for its tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nvpstore.api.commands.intake import DEFAULT_TASKS, named_files
 from nvpstore.api.commands.opening import open_itself
 from nvpstore.api.output import Output
 from nvpstore.api.progress import duration, size
+from nvpstore.errors import NvpError
 from nvpstore.upkeep.folders import VideoFile, at_hand
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ def _estimate(video: VideoFile, args: argparse.Namespace) -> IngestEstimate:
 
 
 def _task(name: str, args: argparse.Namespace) -> LoadedTask:
-    """A built-in task needs no archive; others are of the one that the command names."""
+    """Of the archive that the command names, if it can be opened; built-in ones need none."""
     from nvpstore.ingest.named import named_task
     from nvpstore.tasks.registry import available, builtin_spec, load
 
-    if name in available():
+    try:
+        return named_task(open_itself(args).catalog, name)
+    except NvpError:  # no archive named, none there yet, or a server's
+        if name not in available():
+            raise
         return load(builtin_spec(name))
-    return named_task(open_itself(args).catalog, name)
 
 
 def _told(found: IngestEstimate) -> str:

@@ -49,7 +49,7 @@ Fits and stores videos; a rerun continues, and what is stored already is no work
 {SUMMARY};
 a list unless FILE is one file.
 
-With --estimate no archive is needed, but for tasks of its own; tasks are tried too. Its --json: path, kind
+With --estimate no archive is needed, but for tasks of its own; tasks are timed too. Its --json: path, kind
 (static, moving, film), motion, cuts_a_minute, preset, device, frames, distinct (the share of them that show
 something new, as far as was tried), segments, epochs, reached, seconds, stored_bytes; and of an hour of such
 footage, at its rate (full_rate) and at 1 frame a second (one_a_second): frames_a_second, device_hours,

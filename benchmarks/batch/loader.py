@@ -116,7 +116,7 @@ def _dataset(archive: Archive) -> StoredFrames:
     reader = features(archive, "labels", rows).reader
     assert isinstance(reader, CutReader), "features are read at a cut"
     pairs = zip(rows["video_id"].to_pylist(), rows["segment"].to_pylist(), strict=True)
-    held = np.array([pair in reader.segments for pair in pairs])
+    held = np.array([pair in reader.segments and reader.segments[pair].cut == reader.cut for pair in pairs])
     return features(archive, "labels", rows.filter(held), cut=reader.cut, batch=BATCH, mix=4)
 
 

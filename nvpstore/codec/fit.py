@@ -137,14 +137,16 @@ class SegmentFit:
     def _train(self, progress: Callable[[FitProgress], None] | None) -> None:
         before, began = self.seconds, time.monotonic()
         while self.epoch < self.epochs and not self._reached():
-            self._join_when_due()
+            self._join_terms()
             self._round_weights()
             self.run_epoch()
             self.epoch += 1
             self.seconds = before + time.monotonic() - began
             if progress is not None:
+                told = time.monotonic()
                 self._tell(progress)
-        self._join_when_due()
+                began += time.monotonic() - told
+        self._join_terms()
         self._save()
 
     def _tell(self, progress: Callable[[FitProgress], None]) -> None:
@@ -211,13 +213,8 @@ class SegmentFit:
         latents: Tensor = self.encoder(self.frames[frames].float())
         return latents if self.latent_steps is None else rounded_latents(latents, self.latent_steps)
 
-    def _join_when_due(self) -> None:
-        if self.epoch >= math.ceil(self.preset.terms_from * self.epochs):
-            self.join_terms()
-
-    def join_terms(self, choices: Sequence[str] | None = None) -> None:
-        """From now on the tasks, if there are any, learn along; of saved `choices`, if there are."""
-        if self.terms_factory is None or self._joined:
+    def _join_terms(self, choices: Sequence[str] | None = None) -> None:
+        if self.terms_factory is None or self._joined or self.epoch < self._feature_epoch():
             return
         self.decoder.eval()
         self.terms = tuple(self.terms_factory(self.decoder, self.all_latents(), choices=choices))
@@ -242,6 +239,9 @@ class SegmentFit:
             return reconstruction.new_zeros(())
         above = F.relu(self.rounded.bits_a_weight() / self.preset.weight_bits - 1)
         return RATE_WEIGHT * reconstruction.detach() * above
+
+    def _feature_epoch(self) -> int:
+        return math.ceil(self.preset.terms_from * self.epochs)
 
     def run_epoch(self) -> None:
         """One pass over a frame of each run, or what is left of it."""
@@ -403,7 +403,7 @@ class SegmentFit:
         self._batch, self._error, chance_state = state["batch"]
         self._chance_state = chance_state.cpu() if self._batch else None
         if state["joined"]:
-            self.join_terms(state["choices"])
+            self._join_terms(state["choices"])
         if state["rounded"]:
             self._round_weights()
             self.latent_steps = state["latent_steps"]

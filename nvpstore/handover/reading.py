@@ -84,7 +84,8 @@ class CutReader:
     def read(self, opened: Opened, key: Key, frames: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """Raises StoreError for a segment that was fitted anew since."""
         known = self.segments.get(key)
-        with torch.inference_mode():
+        # A backbone that is built in inference mode could never be trained through by this process.
+        with torch.no_grad():
             cut = (
                 self._seen(opened, key, frames)
                 if known is None
@@ -178,6 +179,8 @@ class Opened:
     def pixels(self, key: Key, frames: NDArray[np.int64]) -> Pixels:
         """Of a full decode, or of the original of what is only added."""
         record = self.snapshot.segment(*key)
+        if frames.min() < record.start_frame or frames.max() >= record.start_frame + record.frames:
+            raise StoreError(f"video {key[0]} was fitted since the frames were chosen: choose them again")
         if record.fitted:
             shown: Any = self.operators.decode(self.segment(key, RGB_STAGE), frames, (RGB_STAGE,))
         else:
@@ -231,7 +234,7 @@ def cut_reader(archive: Archive, task: str, *, cut: str | None, device: str) -> 
             f"no segment has an adapter of {task}: train it (nvp tasks train {name}) or give cut"
         )
     chosen = cut or max(by_cut, key=lambda one: (len(by_cut[one]), one))
-    backbone = _task(archive, spec, device).backbone
+    backbone = _task(archive, spec, "cpu").backbone  # for its shapes: who reads has the device
     shapes = backbone.cut(chosen).shapes
     names = [one.name for one in backbone.cuts]
     segments: dict[Key, Adapted] = {}

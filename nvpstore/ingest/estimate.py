@@ -28,7 +28,7 @@ from nvpstore.codec.build import (
     stage_parameters,
 )
 from nvpstore.codec.fit import Diverged, SegmentFit
-from nvpstore.ingest.trial import TaskTrial, try_tasks
+from nvpstore.ingest.task_costs import TaskCost, task_cost
 from nvpstore.tasks.registry import LoadedTask
 from nvpstore.types import SourceInfo, SourceScan
 from nvpstore.video.converter import Converter
@@ -102,11 +102,14 @@ def estimate_fit(info: SourceInfo, preset: Preset, *, tasks: Sequence[LoadedTask
     length = math.ceil(frames / segments)
     arch = build_architecture(info.height, info.width, length, preset)
     epochs = preset.epochs_for(length)
-    seconds = frames * epochs * _seconds_a_frame(arch, preset, device) * OVERHEAD
-    if tasks:
-        noise = np.random.default_rng(0).integers(256, size=(TRIAL_FRAMES, info.height, info.width, 3))
-        tried = try_tasks(noise.astype(np.uint8), arch, preset, tasks, device)
-        seconds += segments * tried.seconds(preset, frames=length, distinct=length, epochs=epochs)
+    epoch_seconds = length * _seconds_a_frame(arch, preset, device)
+    seconds = frames / length * epochs * epoch_seconds * OVERHEAD
+    seconds += segments * sum(
+        task_cost(task).seconds(
+            preset, frames=length, distinct=length, epochs=epochs, epoch_seconds=epoch_seconds
+        )
+        for task in tasks
+    )
     stored = _bytes(arch, frames, segments, len(tasks))
     return Estimate(frames=frames, segments=segments, seconds=seconds, stored_bytes=stored)
 
@@ -120,10 +123,15 @@ def estimate_ingest(path: str, preset: Preset, *, tasks: Sequence[LoadedTask], d
     minutes = sum(len(one.steps) for one in seen) / float(scan.info.average_fps) / 60
     kind: Footage = "film" if cuts else "static" if motion < STATIC_DIFFERENCE else "moving"
     scene_seconds = 60 * minutes / cuts if cuts else math.inf
-    trial = _trial(scan, _starts(scan.frames)[len(seen) // 2], preset, tasks, device)
+    trial = _trial(scan, _starts(scan.frames)[len(seen) // 2], preset, device)
     fps = float(scan.info.average_fps)
     cost = _Cost(
-        scan=scan, preset=preset, tasks=len(tasks), trial=trial, scene_seconds=scene_seconds, fps=fps
+        scan=scan,
+        preset=preset,
+        tasks=tuple(map(task_cost, tasks)),
+        trial=trial,
+        scene_seconds=scene_seconds,
+        fps=fps,
     )
     return IngestEstimate(
         path=path,
@@ -186,28 +194,26 @@ def _converted(scan: SourceScan, start: int, frames: int) -> Iterator[tuple[Conv
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
     """`epochs` that the target took, None where it was not met; seconds a frame of one epoch, and GFLOPs.
-    `distinct`: the share of frames that do not show what those before them show. `tasks` None: none."""
+    `distinct`: the share of frames that do not show what those before them show."""
 
     epochs: int | None
     seconds_a_frame: float
     gflops: float
     distinct: float
-    tasks: TaskTrial | None = None
 
 
-def _trial(scan: SourceScan, start: int, preset: Preset, tasks: Sequence[LoadedTask], device: str) -> _Trial:
+def _trial(scan: SourceScan, start: int, preset: Preset, device: str) -> _Trial:
     height, width = scan.info.height, scan.info.width
-    pictures = [converter.rgb(frame).copy() for converter, frame in _converted(scan, start, PROBE_FRAMES)]
-    rgb = [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
+    rgb = [
+        torch.from_numpy(converter.rgb(frame).copy()).permute(2, 0, 1)
+        for converter, frame in _converted(scan, start, PROBE_FRAMES)
+    ]
     length = min(scan.frames, preset.max_segment_frames)
     size = build_architecture(height, width, length, preset)  # that frames are coded at, whatever the widths
     frames = torch.cat([coded_frames(one[None], size).half() for one in rgb])
     alike = alike_runs(frames, preset.alike_rms)
     arch = build_architecture(height, width, _distinct(length, len(alike) / len(frames)), preset)
-    trial = _climb(frames, alike, arch, preset, device)
-    if not tasks:
-        return trial
-    return replace(trial, tasks=try_tasks(np.stack(pictures[:TRIAL_FRAMES]), arch, preset, tasks, device))
+    return _climb(frames, alike, arch, preset, device)
 
 
 def _distinct(frames: int, share: float) -> int:
@@ -255,7 +261,7 @@ class _Cost:
 
     scan: SourceScan
     preset: Preset
-    tasks: int
+    tasks: tuple[TaskCost, ...]
     trial: _Trial
     scene_seconds: float
     fps: float
@@ -282,30 +288,36 @@ class _Cost:
 
     @property
     def epochs(self) -> int:
-        """The trial's steps, if they were enough; a short segment makes fewer of them an epoch."""
+        """The trial's steps, if they were enough; a short segment makes fewer of them an epoch. Tasks that
+        join have their share of the fit even so."""
         most = self.preset.epochs_for(self.length, distinct=self.distinct)
         if self.trial.epochs is None:
             return most
         batch = self.preset.batch_frames
         steps = self.trial.epochs * math.ceil(_distinct(PROBE_FRAMES, self.trial.distinct) / batch)
-        return min(most, max(1, math.ceil(steps / math.ceil(self.distinct / batch))))
+        least = math.ceil((1 + self.preset.terms_from) / 2 * most) if any(c.tail for c in self.tasks) else 1
+        return min(most, max(least, math.ceil(steps / math.ceil(self.distinct / batch))))
 
     def segments(self, frames: int) -> int:
         return math.ceil(frames / self.length)
 
     def seconds(self, frames: int) -> float:
         each = self.trial.seconds_a_frame * stage_gflops(self._arch())[-1] / self.trial.gflops
-        fitting = frames * self.distinct / self.length * self.epochs * each * OVERHEAD
-        if self.trial.tasks is None:
-            return fitting
-        # A joint epoch's share for tasks is that of the trial's network: tails do not grow with it.
-        a_segment = self.trial.tasks.seconds(
-            self.preset, frames=self.length, distinct=self.distinct, epochs=self.epochs
+        epoch_seconds = self.distinct * each
+        a_segment = self.epochs * epoch_seconds * OVERHEAD + sum(
+            cost.seconds(
+                self.preset,
+                frames=self.length,
+                distinct=self.distinct,
+                epochs=self.epochs,
+                epoch_seconds=epoch_seconds,
+            )
+            for cost in self.tasks
         )
-        return fitting + frames / self.length * a_segment
+        return frames / self.length * a_segment
 
     def stored_bytes(self, frames: int) -> int:
-        return _bytes(self._arch(), frames, self.segments(frames), self.tasks)
+        return _bytes(self._arch(), frames, self.segments(frames), len(self.tasks))
 
     def _arch(self) -> Architecture:
         return build_architecture(self.scan.info.height, self.scan.info.width, self.distinct, self.preset)

@@ -93,7 +93,7 @@ def finish_segment(
 
     `size` is their (height, width).
     """
-    frames, pts, references = gathered(read, span, preset, tasks, size=size, seed=seed)
+    frames, pts, references = _gather(read, span, preset, tasks, size=size, seed=seed)
     alike = alike_runs(frames, preset.alike_rms)
     arch = build_architecture(*size, len(alike), preset)
     teaching = [refs for refs in references if refs.can_teach]  # a segment of one frame may have none
@@ -145,7 +145,7 @@ def rgb_tensor(batch: FrameBatch) -> Tensor:
     return torch.from_numpy(batch.rgb_thwc).permute(0, 3, 1, 2)
 
 
-def gathered(
+def _gather(
     read: ReadSegment,
     span: SegmentSpan,
     preset: Preset,

@@ -46,13 +46,16 @@ class UnitPlan:
 
 
 def units_at_ingest(spec: TaskSpec, *, start_frame: int, frames: int) -> UnitPlan:
-    """All frames of a segment, every third one of the video unseen; or every third clip unseen, and clips
-    that begin often in between.
+    """All frames of a segment, every third one of the video unseen, or the last of two; or every third clip
+    unseen, and clips that begin often in between.
     """
     if spec.clip is not None:
         return _clips(spec.clip, frames)
     positions = torch.arange(frames)
-    return UnitPlan(frames=positions[:, None], seen=~is_measured(positions + start_frame))
+    seen = ~is_measured(positions + start_frame)
+    if frames > 1:
+        seen[-1] &= not seen.all()  # of two frames at least one measures
+    return UnitPlan(frames=positions[:, None], seen=seen)
 
 
 def is_measured(frames: Tensor) -> Tensor:

@@ -341,7 +341,7 @@ def test_a_resumed_fit_with_clips_repeats_an_undisturbed_one(tmp_path: Path) -> 
     whole = SegmentFit(moving_square(), arch, settings, terms_factory=terms).run()
     half = SegmentFit(moving_square(), arch, settings, terms_factory=terms, checkpoint=tmp_path / "fit.pt")
     while half.epoch < 5:
-        half._join_when_due()
+        half._join_terms()
         half.run_epoch()
         half.epoch += 1
     half._save()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -62,13 +63,13 @@ def test_every_frame_comes_once_with_its_columns(micro: Micro, rows: pa.Table, w
         (tensor * torch.ones(1, requires_grad=True)).sum().backward()  # training may use them
 
 
-def answers_from(dataset: StoredFrames) -> list[str]:
+def answers_from(dataset: StoredFrames, workers: int = 0) -> list[str]:
     """The first label of each frame, from its features through the tail."""
     reader = dataset.reader
     assert isinstance(reader, CutReader)
     task = load(reader.spec)
     found: list[str] = []
-    for batch in loaded(dataset, 0):
+    for batch in loaded(dataset, workers):
         with torch.inference_mode():
             output = task.backbone.tail(reader.cut)(*batch.tensors)
         view = View(height=1, width=1, region=reader.spec.preprocessing.region(1, 1))
@@ -124,13 +125,20 @@ def test_an_earlier_adapter_and_the_blocks_between_serve_a_later_cut(micro: Micr
     assert same >= 36
 
 
-def test_what_has_no_adapter_comes_from_its_pixels(micro: Micro, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_has_no_adapter_comes_from_its_pixels(micro: Micro, tmp_path: Path, workers: int) -> None:
     archive = Archive.create(tmp_path / "added", settings=micro.archive.settings)
     archive.add(micro.clip)
     rows = archive.sql(FRAMES).arrow()
     cut = features(micro.archive, "labels", rows).reader.cut  # type: ignore[attr-defined]
     dataset = features(archive, "labels", rows, cut=cut, batch=16, seed=None)
-    assert answers_from(dataset) == queried(archive, "source")
+    assert answers_from(dataset, workers) == queried(archive, "source")
+    # Frames that the segment no longer has: it was fitted meanwhile, and divided otherwise.
+    others = rows.set_column(2, "frame", pa.compute.add(rows["frame"], 1000))
+    with pytest.raises(StoreError, match="was fitted since"):
+        loaded(features(archive, "labels", others, cut=cut, seed=None), 0)
+    with pytest.raises(StoreError, match="was fitted since"):
+        loaded(pixels(archive, others), 0)
 
 
 def test_order_is_the_seeds_and_epochs(micro: Micro, rows: pa.Table) -> None:

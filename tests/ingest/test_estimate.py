@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nvpstore.codec.build import find_preset
 from nvpstore.errors import SourceError
 from nvpstore.ingest import estimate
 from nvpstore.ingest.estimate import estimate_fit, estimate_ingest
-from nvpstore.ingest.trial import RoutesTrial, TaskTrial
+from nvpstore.ingest.task_costs import TaskCost, task_cost
 from nvpstore.tasks.registry import builtin_spec, load
 from nvpstore.video.source import probe
 from tests.video.conftest import Clip, picture, write_clip
@@ -86,20 +87,20 @@ def test_cuts_make_an_hour_dearer(tmp_path: Path) -> None:
 
 
 def test_tasks_take_their_time(tmp_path: Path) -> None:
-    path, preset = moving(tmp_path), find_preset("micro")
-    trial = TaskTrial(
-        frames=8,
-        references=0.8,
-        joining=2.0,
-        epoch=1.6,
-        routes=(RoutesTrial(ranking=4.0, training=0.5, tail_gflops=0.1),),
-    )
-    # 0.1 s a frame for answers; pairs are chosen once; half of the epochs are joint, 0.2 s a frame; routes of
-    # 16 frames are ranked in 8 s, and trained for two steps an epoch instead of one, as 11 of them teach.
-    taken = trial.seconds(preset, frames=16, distinct=16, epochs=10)
-    assert taken == pytest.approx(1.6 + 4.0 + 5 * 3.2 + 8.0 + preset.adapter_epochs * 1.0)
+    path, preset = moving(tmp_path), replace(find_preset("micro"), epochs=10, least_steps=0)
+    labels = TaskCost(spec=LABELS[0].spec, whole=1.0, tail=0.25, tail_gflops=0.2)
+    uncut = replace(labels, tail=0.0)
+    asked: Any = {"frames": 15, "distinct": 15, "epochs": 10, "epoch_seconds": 4.0}
+    assert uncut.seconds(preset, **asked) == 15
+    # 10 of 15 frames teach. Five joint epochs: each frame and its view through the tail and back, the view's
+    # answer, and a quarter of what two thirds of the frames take to decode.
+    joint = 5 * (10 * (2 * 2 * 0.25 + 1) + 2 / 3 * 0.25 * 4)
+    assert labels._joint_epoch(preset, 2 / 3, 15, 4.0) == pytest.approx(joint / 5)
+    routes = labels._routes(preset, 10, 5)
+    taken = labels.seconds(preset, **asked)
+    assert taken == pytest.approx(15 + joint + 2 * 10 * 8 / 4 * 0.25 + routes)
     # Of frames that rest few are learned from, and all are answered.
-    assert trial.seconds(preset, frames=16, distinct=8, epochs=10) == pytest.approx(taken - 8.0)
+    assert labels.seconds(preset, **{**asked, "distinct": 5}) < taken
     for estimated in (estimate_fit, estimate_ingest):
         given: Any = probe(str(path)) if estimated is estimate_fit else str(path)
         one = estimated(given, preset, tasks=LABELS, device="cpu")
@@ -136,3 +137,13 @@ def test_the_command_needs_no_archive_and_stores_nothing(
     assert main(["ingest", str(path), str(path), "--preset", "micro", "--estimate"]) == 0
     assert "an hour like it at 25 frames a second: " in capfd.readouterr().out
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_target_that_is_met_soon_waits_for_tasks(tmp_path: Path) -> None:
+    preset = replace(find_preset("micro"), epochs=100, target_psnr=10.0)
+    path = str(moving(tmp_path))
+    assert estimate_ingest(path, preset, tasks=(), device="cpu").epochs < 75
+    assert estimate_ingest(path, preset, tasks=LABELS, device="cpu").epochs == 75
+    # The tail of a real backbone takes some time.
+    (cost,) = map(task_cost, LABELS)
+    assert 0 < cost.tail < cost.whole
