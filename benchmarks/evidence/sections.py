@@ -63,10 +63,10 @@ SECTIONS = (
         "Differences from source frames with the bootstrap's 95 % over clips.",
         command="python -m benchmarks.accuracy FOLDER --epochs 40",
         missing="Four clips, one rate, 40 epochs, reduced nets: the whole set (64 clips, four rates, NeRV) "
-        "waits for a GPU, and four clips' intervals only hint. The first clip's joint fit is of b8c9dd1, "
-        "whose other adapters learned more slowly (none was kept beside the joint ones). Codecs have the "
-        "network's bytes, without the adapters'; AV1 has fewer, as its steps are coarse. Which route answers "
-        "is chosen on the frames that are reported.",
+        "waits for a GPU, and four clips' intervals only hint. Joint fits learn from two thirds of the "
+        "frames, adapters behind a fit alone from half of them or a tenth. Codecs have the network's bytes, "
+        "without the adapters'; AV1 has fewer, as its steps are coarse. Which route answers is chosen on the "
+        "frames that are reported.",
         tables=accuracy_tables,
     ),
     Section(
