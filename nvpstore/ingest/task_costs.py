@@ -77,6 +77,5 @@ def task_cost(task: LoadedTask) -> TaskCost:
         whole = (time.monotonic() - began) / units
     gflops = [backbone.tail_gflops(cut.name) for cut in worthwhile_cuts(backbone)] if backbone.cuts else []
     tail = statistics.fmean(gflops) if gflops else 0.0
-    return TaskCost(
-        spec=task.spec, whole=whole, tail=whole * tail / backbone.whole_gflops(), tail_gflops=tail
-    )
+    share = tail / max(backbone.whole_gflops(), 1e-6)
+    return TaskCost(spec=task.spec, whole=whole, tail=whole * share, tail_gflops=tail)
