@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -150,10 +150,10 @@ def ask(archive: Archive, video_id: str, table: str) -> tuple[Answers, Cost, dic
     sql = f"SELECT ts, label, score, route FROM {table} WHERE rank = 1 AND video_id = ? ORDER BY frame"
     result = archive.sql(sql, params=[video_id])
     rows, plan = result.fetchall(), result.explain_dict()
-    seconds = []
+    seconds, computing = [], without_answers(archive)
     for _ in range(TIMED_RUNS):
         start = time.perf_counter()
-        archive.sql(sql, params=[video_id]).fetchall()
+        computing.sql(sql, params=[video_id]).fetchall()
         seconds.append(time.perf_counter() - start)
     total = plan["total"]
     each = 1000 / len(rows)
@@ -169,6 +169,11 @@ def ask(archive: Archive, video_id: str, table: str) -> tuple[Answers, Cost, dic
     )
     ts, labels, scores, route = zip(*rows, strict=True)
     return Answers(ts=ts, labels=labels, scores=scores, route=route), cost, plan
+
+
+def without_answers(archive: Archive) -> Archive:
+    """The archive, whose queries compute what they are asked, each time."""
+    return Archive(archive.store, replace(archive.settings, answers="off"))
 
 
 def routes_in_use(archive: Archive, video_id: str, plan: dict[str, Any]) -> tuple[RouteInUse, ...]:

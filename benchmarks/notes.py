@@ -33,9 +33,9 @@ NOTES = {
     "ms": (
         "ms a frame",
         "through SQL: wall time of a query for all frames, divided by the frames; the median of "
-        f"{TIMED_RUNS} runs after a first one, lowest and highest below it. Parsing and planning are in it; "
-        "for the source route, so is decoding the file. Neither side is tuned here: benchmarks/latency.py "
-        "compares them on equal terms.",
+        f"{TIMED_RUNS} runs after a first one, lowest and highest below it; each computes answers, though "
+        "the archive has them by then. Parsing and planning are in it; for the source route, so is decoding "
+        "the file. Neither side is tuned here: benchmarks/latency.py compares them on equal terms.",
     ),
     "psnr": (
         "PSNR",

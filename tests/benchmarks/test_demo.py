@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import nvpstore
 from benchmarks import demo
 from benchmarks.charts import bars
-from benchmarks.figures import HOLD_EVERY, Agreement, Answers, agree, compare
+from benchmarks.figures import HOLD_EVERY, Agreement, Answers, agree, compare, without_answers
 from benchmarks.pictures import moments
 
 
@@ -101,6 +102,16 @@ def test_archive_of_another_preset_is_refused(ran: Ran) -> None:
 
 
 # ---------------------------------------------------------------- figures by hand
+
+
+def test_queries_that_are_timed_compute_their_answers(ran: Ran) -> None:
+    archive = nvpstore.open(ran.out / "archive")
+    answered = []
+    for asked in (archive, without_answers(archive)):
+        result = asked.sql("SELECT label FROM labels WHERE rank = 1")
+        result.fetchall()
+        answered.append(result.explain_dict()["measured"]["answered_frames"])
+    assert answered == [20, 0]
 
 
 def answers(labels: str, scores: list[float] | None = None) -> Answers:
